@@ -1,0 +1,8 @@
+"""Data: the store, the grids it stands on, the samples cut from it and the batches made of them."""
+
+from smoe_hpc.io.dataset import open_dataset
+from smoe_hpc.io.grids import Grid
+from smoe_hpc.io.store import Store
+from smoe_hpc.io.store_writer import StoreWriter
+
+__all__ = ["Grid", "Store", "StoreWriter", "open_dataset"]

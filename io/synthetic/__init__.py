@@ -1,0 +1,1 @@
+"""Data made by a recipe instead of downloaded."""

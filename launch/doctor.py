@@ -1,0 +1,291 @@
+"""What this machine has, what of it will be used, and why.
+
+:func:`inspect_machine` looks and changes nothing; every look is bounded in time, and one that fails is a finding like
+any other. :func:`render` and :func:`as_json` show the same list to a person and to a program.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from smoe_hpc.errors import SmoeError
+
+GIB = 2**30
+SECONDS_PER_LOOK = 20
+STATES = ("used", "present", "absent", "problem")
+COLOURS = {"used": "green", "present": "default", "absent": "yellow", "problem": "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked for.
+
+    Args:
+        name: what was looked for, e.g. "GPU".
+        state: "used" by training as it stands, "present" but used only on demand, "absent", or "problem".
+        value: what is there, e.g. "NVIDIA H200, 139.8 GiB".
+        use: what it will be used for and why; what to do where it is absent or a problem.
+    """
+
+    name: str
+    state: str
+    value: str
+    use: str
+
+    def __post_init__(self) -> None:
+        if self.state not in STATES:
+            raise SmoeError(f"a finding's state is one of {', '.join(STATES)}, not {self.state!r}")
+
+
+def inspect_machine(folder: str | os.PathLike[str] = ".") -> list[Finding]:
+    """Look at everything training, data preparation and tests may want; takes a few seconds, most for importing torch.
+
+    Args:
+        folder: where runs would be written; its file system is the one looked at.
+    """
+    looks: tuple[tuple[str, Callable[[], Finding | list[Finding]]], ...] = (
+        ("Python", _python),
+        ("cores", _cores),
+        ("memory", _memory),
+        ("disk", lambda: _disk(Path(folder))),
+        ("torch", _torch),
+        ("GPU", _gpus),
+        ("NCCL", _nccl),
+        ("DeepSpeed", _deepspeed),
+        ("MPI", _mpi),
+        ("Slurm", _slurm),
+        ("C++ compiler", _compiler),
+        ("ninja", _ninja),
+        ("nvcc", _nvcc),
+        ("HDF5", _hdf5),
+        ("DALI", _dali),
+        ("GRIB", _grib),
+    )
+    findings: list[Finding] = []
+    for name, look in looks:
+        try:
+            found = look()
+        except Exception as error:  # a broken installation fails in many ways, and the others are still worth seeing
+            found = Finding(
+                name,
+                "problem",
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                "reinstall it",
+            )
+        findings += found if isinstance(found, list) else [found]
+    return findings
+
+
+def render(findings: Sequence[Finding]) -> Table:
+    """The findings as a table for a terminal."""
+    table = Table("", "state", "found", "use", title="What this machine has", title_justify="left")
+    for finding in findings:
+        colour = COLOURS[finding.state]
+        table.add_row(finding.name, f"[{colour}]{finding.state}[/]", _plain(finding.value), _plain(finding.use))
+    return table
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """The findings as a JSON list of objects with name, state, value and use."""
+    return json.dumps([asdict(finding) for finding in findings], indent=2)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")  # rich would read a bracket as markup
+
+
+def _python() -> Finding:
+    where = sys.executable + ("" if sys.prefix == sys.base_prefix else " (virtual environment)")
+    return Finding("Python", "used", f"{platform.python_version()}, {where}", "3.10 or newer is needed")
+
+
+def _cores() -> Finding:
+    usable, there = len(os.sched_getaffinity(0)), os.cpu_count()
+    note = "torch's threads" if usable == there else "torch's threads; the rest is not given to this process"
+    return Finding("cores", "used", f"{usable} of {there}", note)
+
+
+def _memory() -> Finding:
+    text = Path("/proc/meminfo").read_text()
+    total, available = (int(_match(rf"{key}:\s+(\d+) kB", text)) * 1024 / GIB for key in ("MemTotal", "MemAvailable"))
+    return Finding("memory", "used", f"{total:.1f} GiB, {available:.1f} free", "stores are read through the page cache")
+
+
+def _disk(folder: Path) -> Finding:
+    usage = shutil.disk_usage(folder)
+    value = f"{usage.free / GIB:.1f} GiB free of {usage.total / GIB:.1f} at {folder.resolve()}"
+    if usage.free < GIB:
+        return Finding(
+            "disk", "problem", value, "too little for a run and its checkpoints; free some, or set run.root elsewhere"
+        )
+    return Finding("disk", "used", value, "data, runs and checkpoints")
+
+
+def _torch() -> Finding:
+    import torch
+
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"
+    return Finding("torch", "used", f"{torch.__version__}, {build}", f"{torch.get_num_threads()} threads")
+
+
+def _gpus() -> list[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        findings = []
+        for index in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(index)
+            value = f"{about.name}, {about.total_memory / GIB:.1f} GiB, compute capability {about.major}.{about.minor}"
+            findings.append(Finding(f"GPU {index}", "used", value, "training runs here, one process a GPU"))
+        return findings
+    driver = _first_line("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    if driver is None:
+        return [Finding("GPU", "absent", "no NVIDIA driver", "training runs on the CPU")]
+    remedy = "reinstall torch by launch/quickstart.sh, which fits it to the driver; until then training runs on the CPU"
+    return [Finding("GPU", "problem", f"{driver}, but this torch cannot use it", remedy)]
+
+
+def _nccl() -> Finding:
+    import torch
+
+    if torch.cuda.is_available() and torch.distributed.is_nccl_available():
+        return Finding(
+            "NCCL", "used", ".".join(map(str, torch.cuda.nccl.version())), "processes talk through it on GPUs"
+        )
+    return Finding("NCCL", "absent", "needs a GPU", "processes talk through gloo on the CPU")
+
+
+def _deepspeed() -> Finding:
+    version = _version("deepspeed")
+    if version is None:
+        return Finding("DeepSpeed", "problem", "not installed", "the training engine; pip install deepspeed")
+    return Finding("DeepSpeed", "used", version, "the training engine")
+
+
+def _mpi() -> Finding:
+    started_by = shutil.which("mpirun")
+    mpirun = _first_line("mpirun", "--version")
+    # in a process of its own: loading an MPI library that does not fit this machine may end the process
+    code = "from mpi4py import MPI; print(MPI.Get_library_version().splitlines()[0].split(',')[0])"
+    library = _first_line(sys.executable, "-c", "import mpi4py; mpi4py.rc.initialize = False; " + code)
+    if mpirun is None and library is None:
+        remedy = "needed by parallel data conversion and an mpirun start only; torchrun and srun do without"
+        return Finding("MPI", "absent", "no mpirun, no MPI library", remedy)
+    value = f"{mpirun or 'no mpirun'} ({started_by}); mpi4py uses {library or 'no library'}"
+    if mpirun is None or library is None:
+        return Finding("MPI", "problem", value, "install the missing half, from the same MPI")
+    kinds = [bool(re.search(r"open.?(mpi|rte)|prrte", text, re.I)) for text in (mpirun, library)]
+    if kinds[0] != kinds[1]:
+        return Finding(
+            "MPI", "problem", value, "two different MPIs: every process would believe itself alone; keep one"
+        )
+    return Finding("MPI", "present", value, "parallel data conversion; training may be started with it")
+
+
+def _slurm() -> Finding:
+    version = _first_line("sinfo", "--version")
+    if version is None:
+        return Finding("Slurm", "absent", "no sinfo", "start with torchrun or mpirun")
+    job = os.environ.get("SLURM_JOB_ID")
+    value = version + (f", inside job {job}" if job else "")
+    return Finding("Slurm", "present", value, "start with srun; no ssh is used")
+
+
+def _compiler() -> Finding:
+    wanted = os.environ.get("CXX") or "g++"
+    version = _first_line(wanted, "--version")
+    if version is None:
+        return Finding("C++ compiler", "problem", f"{wanted} does not run", "compiles kernels; install g++ or set CXX")
+    return Finding("C++ compiler", "used", f"{wanted}: {version}", "compiles kernels at their first use")
+
+
+def _ninja() -> Finding:
+    version = _first_line(str(Path(sys.executable).with_name("ninja")), "--version") or _first_line(
+        "ninja", "--version"
+    )
+    if version is None:
+        return Finding("ninja", "problem", "does not run", "compiles kernels; pip install ninja")
+    return Finding("ninja", "used", version, "compiles kernels at their first use")
+
+
+def _nvcc() -> Finding:
+    home = os.environ.get("CUDA_HOME")
+    lines = _lines(str(Path(home, "bin", "nvcc")) if home else "nvcc", "--version")
+    release = next((line for line in lines or () if "release" in line), None)
+    if release is None:
+        return Finding("nvcc", "absent", "no CUDA compiler", "the plain torch form of the kernels is used")
+    import torch
+
+    version = _match(r"release ([\d.]+)", release)
+    if not torch.cuda.is_available():
+        return Finding("nvcc", "present", f"CUDA {version}", "compiles CUDA kernels, which nothing runs here")
+    same = version.split(".")[0] == (torch.version.cuda or "").split(".")[0]
+    if not same:
+        remedy = "another major version than torch's build: set CUDA_HOME to a matching one"
+        return Finding("nvcc", "problem", f"CUDA {version}, torch {torch.version.cuda}", remedy)
+    return Finding("nvcc", "used", f"CUDA {version}", "compiles CUDA kernels at their first use")
+
+
+def _hdf5() -> Finding:
+    import h5py
+
+    build = "with MPI" if h5py.get_config().mpi else "without MPI"
+    return Finding("HDF5", "used", f"{h5py.version.hdf5_version}, h5py {h5py.__version__} {build}", "the stores' form")
+
+
+def _dali() -> Finding:
+    for package in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
+        version = _version(package)
+        if version is not None:
+            return Finding("DALI", "present", f"{package} {version}", "may load samples, in the plain reader's order")
+    return Finding("DALI", "absent", "extra `dali` not installed", "the plain reader loads samples, in the same order")
+
+
+def _grib() -> Finding:
+    if _version("cfgrib") is None or _version("eccodes") is None:
+        return Finding("GRIB", "absent", "extra `convert` not installed", "needed to convert GRIB files only")
+    return Finding(
+        "GRIB", "present", f"cfgrib {_version('cfgrib')}, eccodes {_version('eccodes')}", "converts GRIB files"
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _lines(*command: str) -> list[str] | None:
+    """What the command prints, or None where it does not exist, fails or takes too long."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS_PER_LOOK, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def _first_line(*command: str) -> str | None:
+    lines = _lines(*command)
+    return lines[0] if lines else None
+
+
+def _match(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    if found is None:
+        raise SmoeError(f"{pattern!r} is not in {text[:80]!r}; another system than this was written for")
+    return found[1]

@@ -1,0 +1,170 @@
+"""Where do the processes of a job meet?
+
+:func:`find_ranks` says who this process is. :func:`init_distributed` settles what its launcher left open (an address
+and a free port), starts torch's process group through DeepSpeed and checks it; :func:`shutdown` ends it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from dataclasses import replace
+from datetime import timedelta
+
+import torch
+
+from smoe_hpc.errors import LaunchError
+from smoe_hpc.launch.ranks import LOOPBACK, Ranks, device_index, find_ranks
+
+__all__ = ["Ranks", "find_ranks", "free_port", "init_distributed", "shutdown"]
+
+_running: Ranks | None = None
+_before: dict[str, str | None] = {}
+
+
+def init_distributed(device: str | torch.device, timeout: timedelta = timedelta(minutes=10)) -> Ranks:
+    """Start torch's process group for this process; collective over all processes of the job.
+
+    Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT (and DS_ACCELERATOR on a CPU) for DeepSpeed and for
+    child processes; :func:`shutdown` takes them back. On GPUs it makes this process's GPU the current one. Called again
+    it answers the same.
+
+    Args:
+        device: "cpu" (gloo) or "cuda" (NCCL).
+        timeout: how long the group waits for a process that is missing.
+
+    Raises:
+        LaunchError: processes that do not fit together, or too few GPUs.
+    """
+    global _running
+    if _running is not None:
+        return _running
+    kind = torch.device(device).type
+    if kind not in ("cpu", "cuda"):
+        raise LaunchError(f"device {device!s} is neither cpu nor cuda; choose one of them")
+    ranks = _settle_address(find_ranks(os.environ))
+    try:
+        _start_group(ranks, kind, timeout)
+    except BaseException:
+        shutdown()
+        raise
+    _running = ranks
+    return ranks
+
+
+def shutdown() -> None:
+    """End the process group, and take back the variables that :func:`init_distributed` set.
+
+    To be called on every rank before it exits: without it gloo's threads outlive the interpreter and the process may
+    end in SIGABRT. Does nothing where no group runs.
+    """
+    global _running
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if "deepspeed.comm.comm" in sys.modules:
+        import deepspeed.comm.comm
+        from deepspeed.utils import groups
+
+        # DeepSpeed keeps its wrapper and its groups, and would take the dead ones for live
+        deepspeed.comm.comm.cdb = None
+        if hasattr(groups, "_release_process_group_references"):
+            groups._release_process_group_references(group=None)
+    for name, value in _before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _before.clear()
+    _running = None
+
+
+def _settle_address(ranks: Ranks) -> Ranks:
+    """Fill in the address that the launcher left open; collective where an MPI started the processes."""
+    if ranks.master_addr is not None and ranks.master_port is not None:
+        return ranks
+    if ranks.world == 1:
+        return replace(ranks, master_addr=ranks.master_addr or LOOPBACK, master_port=ranks.master_port or free_port())
+    one_host = ranks.local_world == ranks.world
+    addr, port = _broadcast_by_mpi(ranks, (LOOPBACK if one_host else socket.gethostname(), free_port()))
+    return replace(ranks, master_addr=ranks.master_addr or addr, master_port=ranks.master_port or port)
+
+
+def _start_group(ranks: Ranks, kind: str, timeout: timedelta) -> None:
+    local = ranks.local_rank
+    if kind == "cuda":
+        bound = ranks.launcher == "slurm" or "CUDA_VISIBLE_DEVICES" in os.environ
+        local = device_index(ranks, torch.cuda.device_count(), bound)
+        torch.cuda.set_device(local)
+    _set_variables(
+        RANK=ranks.rank,
+        WORLD_SIZE=ranks.world,
+        LOCAL_RANK=local,  # DeepSpeed takes it for the number of the GPU
+        MASTER_ADDR=ranks.master_addr,
+        MASTER_PORT=ranks.master_port,
+        **({"DS_ACCELERATOR": "cpu"} if kind == "cpu" else {}),
+    )
+    deepspeed = _import_deepspeed(kind)
+    deepspeed.init_distributed(
+        dist_backend="gloo" if kind == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False, timeout=timeout
+    )
+    if torch.distributed.get_world_size() != ranks.world or torch.distributed.get_rank() != ranks.rank:
+        raise LaunchError(
+            f"{ranks.launcher} says rank {ranks.rank} of {ranks.world}, torch rank {torch.distributed.get_rank()} of "
+            f"{torch.distributed.get_world_size()}; a process group was started before, let init_distributed start it"
+        )
+
+
+def free_port() -> int:
+    """A TCP port that nothing on this host listens on at the moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _broadcast_by_mpi(ranks: Ranks, value: tuple[str, int]) -> tuple[str, int]:
+    """Rank 0's value, on every rank; collective over the MPI's world."""
+    remedy = "install mpi4py and that MPI's library, or set MASTER_ADDR and MASTER_PORT"
+    foreign = "mpi4py.MPI" in sys.modules  # somebody else's MPI is left running
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise LaunchError(
+            f"{ranks.launcher} started {ranks.world} processes, but its MPI cannot be used ({error}); {remedy}"
+        ) from error
+    world = MPI.COMM_WORLD
+    if world.size != ranks.world:
+        library = MPI.Get_library_version().splitlines()[0].split(",")[0]
+        raise LaunchError(
+            f"{ranks.launcher} started {ranks.world} processes, but mpi4py uses {library} and sees {world.size}: "
+            "mpirun belongs to another MPI; use the mpirun of that library, or set MASTER_ADDR and MASTER_PORT"
+        )
+    agreed: tuple[str, int] = world.bcast(value, root=0)
+    if not foreign:
+        # A rank that fails must not wait in MPI_Finalize for ranks that wait for it in a collective of torch
+        MPI.Finalize()
+    return agreed
+
+
+def _set_variables(**values: object) -> None:
+    for name, value in values.items():
+        _before.setdefault(name, os.environ.get(name))
+        os.environ[name] = str(value)
+
+
+def _import_deepspeed(kind: str):  # type: ignore[no-untyped-def]  # the module, which has no types
+    """DeepSpeed, silent but for warnings; takes seconds, hence not at the top of the file."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its all-reduce over shared memory serves inference only, and would be compiled (most of a minute) at a first start
+    getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    chosen = deepspeed.accelerator.get_accelerator().device_name()
+    if chosen != kind:
+        raise LaunchError(
+            f"DeepSpeed runs on {chosen} in this process and {kind} is asked for; set DS_ACCELERATOR={kind} before the "
+            "start"
+        )
+    return deepspeed

@@ -1,0 +1,1 @@
+"""Benchmarks and studies: what is measured here is what the documentation may claim."""

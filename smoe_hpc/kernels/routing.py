@@ -1,0 +1,94 @@
+"""Which experts each pixel uses: the choice itself and how it is made.
+
+Dimensions: B batch, N experts, K selected, H latitude rows, W longitude columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smoe_hpc.errors import ConfigError
+
+EXPERT_ORDERS = ("rank", "id")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The experts every pixel uses.
+
+    Args:
+        indices: [K, H, W], or [B, K, H, W] where each sample has its own; int64 numbers of experts, all different at a
+            pixel. Output channel k of a pixel is its k-th entry.
+        num_experts: N.
+    """
+
+    indices: Tensor
+    num_experts: int
+
+    @property
+    def selected(self) -> int:
+        """K, the number of experts a pixel uses."""
+        return self.indices.shape[-3]
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether each sample of the batch has its own choice."""
+        return self.indices.dim() == 4
+
+    def load(self) -> Tensor:
+        """Share of all selections that each expert gets: [N], float32, sums to 1."""
+        chosen = self.indices.flatten()
+        counts = chosen.new_zeros(self.num_experts).index_add_(0, chosen, torch.ones_like(chosen))
+        return counts.to(torch.float32) / max(chosen.numel(), 1)
+
+    def changed_from(self, other: Routing) -> Tensor:
+        """Share of this routing's selections (pixel, expert) that ``other`` does not have; 0-d float32."""
+        if self.selected == 1:
+            return (self.indices != other.indices).to(torch.float32).mean()
+        new, old = self.indices.sort(-3).values, other.indices.sort(-3).values
+        dim = new.dim() - 3
+        here = torch.searchsorted(old.movedim(dim, -1).contiguous(), new.movedim(dim, -1).contiguous())
+        found = old.movedim(dim, -1).gather(-1, here.clamp(max=self.selected - 1)) == new.movedim(dim, -1)
+        return 1.0 - found.to(torch.float32).mean()
+
+
+def _unique_keys(values: Tensor) -> Tensor:
+    """Integers that sort as float32 ``values`` [..., N, H, W] do, a tie going to the expert of the lower number."""
+    bits = (values + 0.0).view(torch.int32).to(torch.int64)  # + 0.0: -0.0 and 0.0 tie
+    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    number = torch.arange(values.shape[-3] - 1, -1, -1, device=values.device)
+    return (ordered << 20) + number[:, None, None]
+
+
+def select_experts(values: Tensor, selected: int, expert_order: str = "rank") -> Routing:
+    """The ``selected`` experts of highest value at every pixel; a tie goes to the expert of the lower number.
+
+    Args:
+        values: [N, H, W] or [B, N, H, W] gate values; float32 on every device gives the same choice.
+        selected: K, at most N.
+        expert_order: "rank" puts the k-th best expert in place k (the published order), "id" orders by number, which
+            keeps channels in place when two selected values cross.
+
+    Raises:
+        ConfigError: more selected than there are, more than a million experts, or an unknown order.
+    """
+    num_experts = values.shape[-3]
+    if not 1 <= selected <= num_experts:
+        raise ConfigError(f"selected={selected} of num_experts={num_experts}: give a number from 1 to num_experts")
+    if expert_order not in EXPERT_ORDERS:
+        raise ConfigError(f"expert_order={expert_order!r} is not known; choose one of {', '.join(EXPERT_ORDERS)}")
+    if num_experts > 1 << 20:
+        raise ConfigError(f"num_experts={num_experts}: at most {1 << 20} experts can be told apart in a selection")
+    with torch.no_grad():
+        if selected == 1:
+            return Routing(values.argmax(-3, keepdim=True), num_experts)  # argmax gives the first of equals
+        if values.dtype == torch.float64:
+            indices = values.sort(dim=-3, descending=True, stable=True).indices[..., :selected, :, :]
+        else:
+            indices = _unique_keys(values.float()).topk(selected, dim=-3, sorted=expert_order == "rank").indices
+        if expert_order == "id":
+            indices = indices.sort(-3).values
+        return Routing(indices.contiguous(), num_experts)

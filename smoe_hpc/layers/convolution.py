@@ -1,0 +1,138 @@
+"""What every layer on a grid checks and keeps, and the plain convolution.
+
+The layers of the paper's table take the same arguments and give the same shape, so that one can stand where another
+stood: ``Layer(in_channels, out_channels, grid, *, kernel_size=3, padding="zeros", bias=True, generator=None)`` maps
+[B, C, H, W] to [B, out, H, W].
+
+Dimensions: B batch, C input channels, H latitude rows, W longitude columns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smoe_hpc.errors import ConfigError
+from smoe_hpc.layers.padding import check_padding, pad
+
+
+def start_values(*shape: int, fan_in: int, generator: torch.Generator | None) -> nn.Parameter:
+    """A parameter drawn from U(-b, b), b = 1 / sqrt(fan_in): where ``torch.nn.Conv2d`` starts its filters."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound, generator=generator))
+
+
+class GridLayer(nn.Module):
+    """Arguments of a layer on a grid, checked once; and the check of what enters it.
+
+    Raises:
+        ConfigError: channels or a grid that are not positive, or a padding that the grid cannot have.
+    """
+
+    any_grid = False
+    """True where the parameters do not depend on the grid, so that another one may enter."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        grid: tuple[int, int],
+        *,
+        kernel_size: int = 3,
+        padding: str = "zeros",
+    ) -> None:
+        super().__init__()
+        for name, value in {"in_channels": in_channels, "out_channels": out_channels}.items():
+            if value < 1:
+                raise ConfigError(f"{name}={value} of {type(self).__name__} must be at least 1")
+        if len(grid) != 2 or min(grid) < 1:
+            raise ConfigError(f"grid={grid} must be (rows, columns), both at least 1, e.g. (32, 64)")
+        check_padding(padding, (grid[0], grid[1]), kernel_size)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.grid = (int(grid[0]), int(grid[1]))
+        self.kernel_size, self.padding = kernel_size, padding
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Check ``x`` [B, C, H, W] and pad it on every side.
+
+        Raises:
+            ConfigError: not four dimensions, other channels, or another grid than the layer was made for.
+        """
+        name = type(self).__name__
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ConfigError(
+                f"{name} was given shape {tuple(x.shape)} but takes [batch, {self.in_channels}, rows, columns]; "
+                f"make it with in_channels={x.shape[1] if x.dim() == 4 else '...'} or reshape the input"
+            )
+        grid = (int(x.shape[2]), int(x.shape[3]))
+        if grid != self.grid:
+            if not self.any_grid:
+                raise ConfigError(
+                    f"{name} was made for grid {self.grid} but the input has {grid}; its parameters belong to places: "
+                    "make the layer anew for the other grid or regrid the data"
+                )
+            check_padding(self.padding, grid, self.kernel_size)
+        return pad(x, self.kernel_size, self.padding)
+
+    def extra_repr(self) -> str:
+        """Arguments as ``print(model)`` shows them."""
+        return (
+            f"{self.in_channels}, {self.out_channels}, grid={self.grid}, kernel_size={self.kernel_size}, "
+            f"padding={self.padding!r}"
+        )
+
+
+class ChannelBias(nn.Module):
+    """Add one learned number to each channel: what a layer without a bias of its own is followed by.
+
+    Args:
+        channels: of the input [B, channels, H, W].
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, H, W] -> the same shape."""
+        return x + self.bias[:, None, None]
+
+
+class Conv2d(GridLayer):
+    """A plain convolution with the paddings of the sphere: one filter everywhere.
+
+    Args:
+        in_channels: C.
+        out_channels: filters.
+        grid: (H, W); any grid may enter, this one is only checked against the padding.
+        kernel_size: odd.
+        padding: "zeros", "periodic_longitude" or "sphere".
+        bias: one number a filter.
+        generator: of the start values, U(-b, b) with b = 1 / sqrt(C k k).
+    """
+
+    any_grid = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        grid: tuple[int, int],
+        *,
+        kernel_size: int = 3,
+        padding: str = "zeros",
+        bias: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, grid, kernel_size=kernel_size, padding=padding)
+        fan_in = in_channels * kernel_size**2
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = start_values(*shape, fan_in=fan_in, generator=generator)
+        self.bias = start_values(out_channels, fan_in=fan_in, generator=generator) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, out, H, W]."""
+        return F.conv2d(self.padded(x), self.weight, self.bias)

@@ -1,0 +1,1 @@
+"""Experts, gates and batches shared among processes."""

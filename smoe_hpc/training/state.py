@@ -1,0 +1,63 @@
+"""What a checkpoint holds of a model and its optimiser, and the way back.
+
+Names: ``model.<parameter or buffer>``, ``routing.<choice>`` (which experts work where: state of SMoE layers that does
+not always follow from the parameters), ``optimizer.<state>.<parameter>``. A tensor with several names (a shared gate)
+is kept once, under its first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smoe_hpc.layers import load_routing_state, routing_state
+from smoe_hpc.training.checkpoint import Saved, check_fits, load
+from smoe_hpc.training.engine import Engine
+from smoe_hpc.training.task import Task
+
+
+def model_tensors(engine: Engine) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by ``model.<name>``."""
+    kept = engine.model.state_dict()
+    shared = dict(engine.model.named_parameters(remove_duplicate=False))
+    named = dict(engine.model.named_parameters())
+    return {
+        f"model.{name}": tensor
+        for name, tensor in kept.items()
+        if isinstance(tensor, Tensor) and (name in named or name not in shared)
+    }
+
+
+def all_tensors(engine: Engine) -> dict[str, Tensor]:
+    """Everything that a checkpoint keeps (collective with ZeRO)."""
+    routing = {f"routing.{name}": tensor for name, tensor in routing_state(engine.model).items()}
+    optimizer = {f"optimizer.{name}": tensor for name, tensor in engine.optimizer_state().items()}
+    return {**model_tensors(engine), **routing, **optimizer}
+
+
+def load_model(engine: Engine, saved: Saved, task: Task) -> None:
+    """Parameters, buffers and routing from a checkpoint. CheckpointError if it is of another model or grid."""
+    expected = model_tensors(engine)
+    check_fits(saved, expected, "model.", grid_in_words(task))
+    found = load(saved, lambda name: name.startswith(("model.", "routing.")))
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(found[name])
+    load_routing_state(engine.model, _under("routing.", found))
+    engine.weights_changed()
+
+
+def load_everything(engine: Engine, saved: Saved, task: Task) -> None:
+    """As `load_model`, and the optimiser's state."""
+    load_model(engine, saved, task)
+    found = load(saved, lambda name: name.startswith("optimizer."))
+    engine.load_optimizer_state(_under("optimizer.", found), saved.step)
+
+
+def grid_in_words(task: Task) -> str:
+    """The grid as it is written into checkpoints and compared."""
+    return str(task.grid.describe())
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

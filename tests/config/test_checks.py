@@ -1,0 +1,126 @@
+import pytest
+
+from smoe_hpc.config import Gate, Model, check_world, load_recipe
+from smoe_hpc.errors import ConfigError
+
+HEAT = [
+    # window
+    ("data.store=' '", "data.store= : must be a path"),
+    ("data.inputs=[0,-6]", r"data.inputs=\[0, -6\]: times must ascend .* e.g. \[-12,-6,0\]"),
+    ("data.inputs=[0,6]", "end at or before 0"),
+    ("data.inputs=[]", "data.inputs"),
+    ("data.lead=0", "data.lead=0: the target must lie after the start"),
+    ("data.variables=[]", "data.variables=null takes all"),
+    ("data.targets=[a,a]", "each once"),
+    ("data.noise=-1", "data.noise=-1.0: .* not negative"),
+    ("data.noise_ratio=0", "data.noise_ratio=0.0: .* above 0, e.g. data.noise_ratio=10"),
+    ("data.variables=[t2m]", "heat has one field.*set data.variables=null"),
+    ("data.normalize=true", "heat is not normalised.*set data.normalize=false"),
+    ("data.splits.train=5:5", "holds no run; the end must be above the first, such as 5:6"),
+    ("data.splits.train=2019-03-01/2019-03-02", 'run numbers "first:end"'),
+    # model
+    ("model.channels=[]", "at least one output channel"),
+    ("model.channels=[0]", "at least one output channel"),
+    ("model.kernel_size=4", "model.kernel_size=4: must be odd"),
+    ("model.num_experts=0", "model.num_experts=0: must be at least 1"),
+    ("model.channels=[4]", "select 4 experts, but there are only 3; set model.num_experts to 4 or more, .* at most 3"),
+    ("model={channels: [3], filters_per_expert: 2}", "not whole experts .*; take 2 or 4 channels"),
+    ("model={channels: [1], filters_per_expert: 2}", "not whole experts .*; take 2 channels"),
+    ("model.head=conv1x1", r'a "conv1x1" head is the last of several layers'),
+    ("model={channels: [2, 1], gate: {share: true}}", "equally many selected experts in every layer"),
+    ("model.gate={kind: conv, share: true}", "only a gate that reads none can be shared; set model.gate.kind=latent"),
+    ("model.gate.region_map=true", "a latent gate reads no input"),
+    ("model.gate={kind: fixed, noise: shared}", "set model.gate.noise=none"),
+    ("model={channels: [2], gate: {kind: fixed}}", "selects one expert per pixel"),
+    ("model.gate.hidden=0", "model.gate.hidden=0: must be at least 1"),
+    ("model.routing_loss.quantile=0", "must lie between 0 and 1"),
+    ("model.routing_loss.quantile=1.5", "must lie between 0 and 1"),
+    ("model.routing_loss.quantile=ballanced", "must be balanced or a number"),
+    ("model.routing_loss.tolerance=-1", "not negative"),
+    ("model.routing_loss.load=0.1", "set model.gate.noise=shared"),
+    ("model.damping.factor=2", "must lie in 0 to 1"),
+    ("model.damping.quantile=0", "must lie between 0 and 1"),
+    ("model={routing_loss: null, damping: {factor: 0.1}}", "set model.damping.quantile=0.5 or model.damping=null"),
+    # optimiser, schedule
+    ("optimizer.lr=-1e-3", "optimizer.lr=-0.001: must be a finite number above 0, e.g. optimizer.lr=0.001"),
+    ("optimizer.lr=.nan", "finite"),
+    ("optimizer.lr=.inf", "finite"),
+    ("optimizer.gate_lr=-1", "not negative"),
+    ("optimizer.betas=[0.9]", "two numbers"),
+    ("optimizer.betas=[0.9,1]", "below 1"),
+    ("optimizer.eps=0", "above 0"),
+    ("optimizer.weight_decay=-1", "not negative"),
+    ("optimizer.clip=0", "above 0"),
+    ("schedule.factor=0", "schedule.factor=0.0: must lie above 0"),
+    ("schedule.patience=-1", "must not be negative"),
+    ("schedule.early_stop=0", "at least 1"),
+    ("schedule.min_lr=0.1", "schedule.min_lr=0.1: is above optimizer.lr=0.001"),
+    ("schedule.min_delta=-1", "not negative"),
+    # training, run
+    ("training.epochs=0", "training.epochs=0: must be at least 1, e.g. training.epochs=150"),
+    ("training.accumulation=5", r"training.batch=32: must be a multiple of 5 .*; set training.batch=30 or 35"),
+    ("training.accumulation=64", "set training.batch=64"),
+    ("training.seed=-1", "not be negative"),
+    ("training.stop_at_score=.nan", "finite"),
+    ("training={precision: float64, zero_stage: 1}", "ZeRO keeps its state in float32.*set training.zero_stage=0"),
+    ("training.validate_every=0", "at least 1"),
+    ("run.root=' '", "run.root"),
+    ("run.keep=0", "at least 1"),
+    ("run.checkpoint_seconds=0", "above 0"),
+    ("name=a/b", "names a folder"),
+    ("name=..", "names a folder"),
+]
+REGIONAL = [
+    ("model={channels: [1], head: same, gate: {kind: fixed}}", "only the heat task has a true region map"),
+    ("model.gate={kind: conv, region_map: true}", "only the heat task has a true region map"),
+    ("data.noise=0.1", "only the heat task makes noise; set data.noise=0"),
+    ("data.splits.test=2019-03-23/2019-03-31", "shares days with data.splits.train='2019-03-01/2019-03-23'"),
+    ("data.splits.test=", 'shares days with data.splits.test|"" is every time'),
+    ("data.splits.test=2019-02-30/2019-03-31", "two existing days"),
+    ("data.splits.test=2019-03-31/2019-03-27", "write 2019-03-27/2019-03-31"),
+    ("data.splits.test=0:10", "two existing days"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), HEAT)
+def test_impossible_heat(override: str, message: str):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe("heat_smoe", [override])
+    assert "\n" not in str(caught.value), "one line"
+
+
+@pytest.mark.parametrize(("override", "message"), REGIONAL)
+def test_impossible_regional(override: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("uk_t2m_smoe", [override])
+
+
+def test_python_code_is_checked_like_yaml():
+    with pytest.raises(ConfigError, match=r"model.kind=smeo: must be one of smoe, .*; did you mean smoe\?"):
+        Model(kind="smeo")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"model\.gate\.noise=loud"):
+        Gate(noise="loud")  # type: ignore[arg-type]
+
+
+def test_selected_counts_only_layers_of_the_kind():
+    model = Model(channels=[8, 1], head="conv1x1", num_experts=16, filters_per_expert=2)
+    assert model.selected == [4]
+    assert Model(channels=[6, 3], num_experts=6).selected == [6, 3]
+
+
+def test_all_experts_may_be_selected():
+    assert Model(channels=[3], num_experts=3).selected == [3]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 16, 32])
+def test_worlds_that_share_a_batch_of_32(world: int):
+    check_world(load_recipe("heat_smoe"), world)
+
+
+def test_a_world_that_cannot_share_the_batch():
+    recipe = load_recipe("heat_smoe", ["training.accumulation=2"])
+    message = r"training.batch=32: must be a multiple of 6 \(3 ranks x training.accumulation=2\); set training.batch=30 or 36"
+    with pytest.raises(ConfigError, match=message):
+        check_world(recipe, 3)
+    with pytest.raises(ConfigError, match=r"set training\.batch=128"):
+        check_world(recipe, 64)

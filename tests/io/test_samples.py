@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+
+from smoe_hpc.errors import DataError
+from smoe_hpc.io.samples import (
+    Split,
+    Window,
+    batch_positions,
+    epoch_order,
+    evaluation_batches,
+    sample_rows,
+    steps_per_epoch,
+)
+
+HOUR = np.timedelta64(1, "h")
+START = np.datetime64("2016-12-31T00")
+
+
+def every_6_hours(*steps: int) -> dict[str, np.ndarray]:
+    return {"time": START + 6 * np.array(steps) * HOUR}
+
+
+def test_a_gap_is_never_crossed():
+    # row      0  1  2  3     4  5  6
+    # 6 h step 0  1  2  3  .  5  6  7      step 4 is missing
+    # starts:  1 (0, 1 -> 3)   2 wants 4: no   3 (2, 3 -> 5): yes   5 wants 4: no   6 wants 8: no
+    inputs, targets = sample_rows(every_6_hours(0, 1, 2, 3, 5, 6, 7), Window(inputs=(-6, 0), lead=12))
+    assert inputs.tolist() == [[0, 1], [2, 3]]
+    assert targets.tolist() == [3, 4]
+
+
+def test_a_run_is_never_left():
+    # row   0  1  2  3   4  5  6     7  8
+    # run   0  0  0  0   1  1  1     7  7
+    # step  0  1  2  3   0  1  2     4  5     run 7 goes on where run 0 might have
+    coords = {"run": np.array([0, 0, 0, 0, 1, 1, 1, 7, 7]), "step": np.array([0, 1, 2, 3, 0, 1, 2, 4, 5])}
+    inputs, targets = sample_rows(coords, Window(inputs=(0,), lead=1))
+    assert inputs.ravel().tolist() == [0, 1, 2, 4, 5, 7]
+    assert targets.tolist() == [1, 2, 3, 5, 6, 8]
+    inputs, targets = sample_rows(coords, Window(inputs=(-1, 0), lead=1))
+    assert inputs.tolist() == [[0, 1], [1, 2], [4, 5]]
+
+
+def slow_rows(keys: list[tuple[int, int]], window: Window, inside: list[bool]) -> list[tuple[list[int], int]]:
+    """The same, written so that nobody can doubt it; keys are (run, place in it)."""
+    row = {key: i for i, key in enumerate(keys)}
+    found = []
+    for run, place in keys:
+        needed = [row.get((run, place + offset)) for offset in (*window.inputs, window.lead)]
+        if all(r is not None and inside[r] for r in needed):
+            found.append(([int(r) for r in needed[:-1]], int(needed[-1])))  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_times_equal_the_slow_way(seed):
+    rng = np.random.default_rng(seed)
+    hours = 6 * np.sort(rng.choice(80, size=55, replace=False))
+    window = Window(inputs=(*sorted(rng.choice([-18, -12, -6], 2, replace=False)), 0), lead=int(rng.choice([6, 24])))
+    split = Split("2016-12-31/2017-01-15") if seed % 2 else None
+    inside = [seed % 2 == 0 or bool(START + h * HOUR < np.datetime64("2017-01-16")) for h in hours]
+    expected = slow_rows([(0, int(h)) for h in hours], window, inside)
+    if not expected:
+        pytest.skip("no sample in this draw")
+    inputs, targets = sample_rows({"time": START + hours * HOUR}, window, split)
+    assert list(zip(inputs.tolist(), targets.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_runs_equal_the_slow_way(seed):
+    rng = np.random.default_rng(seed)
+    keys = sorted({(int(r), int(s)) for r, s in zip(rng.integers(0, 5, 60), rng.integers(0, 12, 60), strict=True)})
+    window = Window(inputs=(-2, 0) if seed % 3 else (0,), lead=int(rng.integers(1, 4)))
+    inside = [run in (1, 2, 4) for run, _ in keys]
+    expected = slow_rows(keys, window, inside)
+    if not expected:
+        pytest.skip("no sample in this draw")
+    run, step = (np.array(part) for part in zip(*keys, strict=True))
+    inputs, targets = sample_rows({"run": run, "step": step}, window, Split("1:3,4:5"))
+    assert list(zip(inputs.tolist(), targets.tolist(), strict=True)) == expected
+
+
+def test_dates_are_inclusive_and_splits_share_no_field():
+    coords = {"time": np.datetime64("2019-03-01T00") + np.arange(31 * 24) * HOUR}
+    window = Window(inputs=(-12, -6, 0), lead=6)
+    used = []
+    for text, days in (("2019-03-01/2019-03-23", 23), ("2019-03-24/2019-03-26", 3), ("2019-03-27/2019-03-31", 5)):
+        inputs, targets = sample_rows(coords, window, Split(text))
+        assert len(targets) == days * 24 - 18
+        used.append({*inputs.ravel().tolist(), *targets.tolist()})
+    assert max(used[0]) == 23 * 24 - 1
+    assert not used[0] & used[1]
+    assert not used[1] & used[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1000", "not understood"),
+        ("5:5", "ends before it starts"),
+        ("2019-03-23/2019-03-01", "ends before it starts"),
+        ("2019-03-01T06/2019-03-02", "not understood"),
+        ("0:3,2019-03-01/2019-03-02", "mixes runs and dates"),
+        ("2019-02-30/2019-03-02", "not understood"),
+    ],
+)
+def test_impossible_splits_are_refused(text, message):
+    with pytest.raises(DataError, match=message):
+        Split(text)
+
+
+def test_a_split_of_the_other_kind_and_an_empty_one_are_refused():
+    runs = {"run": np.zeros(3, int), "step": np.arange(3)}
+    with pytest.raises(DataError, match="goes by time but the store has run, step"):
+        sample_rows(runs, Window((0,), 1), Split("2019-03-01/2019-03-02"))
+    with pytest.raises(DataError, match="goes by run but the store has time"):
+        sample_rows(every_6_hours(0, 1), Window((0,), 6), Split("0:1"))
+    with pytest.raises(DataError, match="no sample: split '7:9' of 3 fields"):
+        sample_rows(runs, Window((0,), 1), Split("7:9"))
+    with pytest.raises(DataError, match="no sample: 2 fields"):
+        sample_rows(every_6_hours(0, 1), Window((0,), 5))
+    with pytest.raises(DataError, match="strictly ascend"):
+        sample_rows(every_6_hours(1, 0), Window((0,), 6))
+    with pytest.raises(DataError, match="windows need time, or run and step"):
+        sample_rows({"member": np.arange(3)}, Window((0,), 6))
+
+
+@pytest.mark.parametrize(("inputs", "lead"), [((), 6), ((0, -6), 6), ((-6, 6), 12), ((0, 0), 6), ((0,), 0), ((0,), -6)])
+def test_impossible_windows_are_refused(inputs, lead):
+    with pytest.raises(DataError, match="window"):
+        Window(inputs, lead)
+
+
+def test_the_order_is_a_shuffle_by_seed_and_epoch():
+    orders = [epoch_order(1000, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(1000))
+    assert len({tuple(order) for order in orders}) == 4
+    np.testing.assert_array_equal(orders[0], epoch_order(1000, 0, 0))
+    assert abs(np.corrcoef(orders[0], np.arange(1000))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (3, 2), (4, 3), (12, 1), (1, 12), (6, 2)])
+def test_ranks_together_take_the_batch_of_one_process(world, accumulation):
+    samples, batch = 101, 12
+    steps = steps_per_epoch(samples, batch)
+    seen = []
+    for step in range(steps):
+        whole = batch_positions(samples, batch, 1, 0, 1, step).ravel()
+        parts = [batch_positions(samples, batch, accumulation, rank, world, step) for rank in range(world)]
+        assert {part.shape for part in parts} == {(accumulation, batch // world // accumulation)}
+        np.testing.assert_array_equal(np.concatenate([part.ravel() for part in parts]), whole)
+        seen += whole.tolist()
+    assert seen == list(range(96))  # each position once; 5 of 101 do not fill a batch
+
+
+@pytest.mark.parametrize("samples", [1, 5, 24, 25, 101])
+@pytest.mark.parametrize(("batch", "world"), [(1, 1), (4, 1), (4, 3), (7, 2)])
+def test_evaluation_covers_each_sample_once_in_equal_steps(samples, batch, world):
+    parts = [evaluation_batches(samples, batch, rank, world) for rank in range(world)]
+    assert len({part.shape for part in parts}) == 1
+    taken = np.stack(parts, axis=1).ravel()
+    assert taken[taken >= 0].tolist() == list(range(samples))
+    assert (taken < 0).sum() < batch * world
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((100, 10, 1, 0, 3, 0), "divisible by 3 ranks x 1 accumulation; try 12"),
+        ((100, 12, 5, 0, 1, 0), "try 15"),
+        ((5, 12, 1, 0, 1, 0), "5 samples do not fill one batch of 12"),
+        ((100, 10, 1, 0, 1, 10), "outside the epoch's 10 steps"),
+        ((100, 10, 1, 2, 2, 0), "rank 2 of 2"),
+    ],
+)
+def test_impossible_batches_are_refused(arguments, message):
+    with pytest.raises(DataError, match=message):
+        batch_positions(*arguments)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)  # torch's own diary of each tensor saved
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+class Launch(Protocol):
+    def __call__(
+        self, script: str, *arguments: object, processes: int = 1, check: bool = True
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+def environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(script: str, *arguments: object, processes: int = 1) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, str(HERE / script), *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def launch() -> Launch:
+    """Run a script of this folder in processes of its own."""
+
+    def run(script: str, *arguments: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command(script, *arguments, processes=processes), env=environment(), capture_output=True, text=True, timeout=180
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run

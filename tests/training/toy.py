@@ -1,0 +1,166 @@
+"""A task that fits in memory and a second, for trials of the loop; and a command line to run it in processes of its
+own.
+
+Dimensions: B batch, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from smoe_hpc.config import Data, Optimizer, Recipe, Run, Schedule, Training
+from smoe_hpc.errors import SmoeError
+from smoe_hpc.io.grids import Grid
+from smoe_hpc.io.pipeline import Batch
+
+GRID = (6, 5)
+
+
+class MemorySamples:
+    """Random fields; the target is a fixed blur whose strength differs between the left and the right half."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.inputs = torch.randn(number, 1, *GRID, generator=generator)
+        blurred = nn.functional.avg_pool2d(self.inputs, 3, stride=1, padding=1)
+        strength = torch.where(torch.arange(GRID[1]) < 2, 0.5, 2.0)
+        self.targets = strength * blurred
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def fetch(self, sample_ids: Any) -> Batch:
+        ids = torch.from_numpy(np.array(sample_ids, dtype=np.int64))
+        real = (ids >= 0)[:, None, None, None]
+        return Batch(self.inputs[ids.clamp(min=0)] * real, self.targets[ids.clamp(min=0)] * real, ids)
+
+
+@dataclass
+class MeanSquare:
+    total: Tensor
+    number: Tensor
+
+    def update(self, output: Tensor, batch: Batch, valid: Tensor) -> None:
+        error = (output - batch.targets).double().square().mean(dim=(1, 2, 3))
+        self.total += (error * valid).sum().cpu()
+        self.number += valid.sum().cpu()
+
+    def state(self) -> dict[str, Tensor]:
+        return {"total": self.total, "number": self.number}
+
+    def result(self) -> dict[str, dict[str, float]]:
+        return {"all": {"loss": float(self.total / self.number)}}
+
+
+@dataclass(frozen=True)
+class Selection:
+    split: str = "validation"
+    region: str = "all"
+    score: str = "loss"
+    mode: str = "min"
+
+
+class ToyTask:
+    """``kind``: "conv" (smooth), "smoe" (routed), "batch" (a layer with buffers), "nan" (the loss breaks at step 7)."""
+
+    selection = Selection()
+
+    def __init__(self, kind: str = "conv", width: int = 3, seed: int = 0) -> None:
+        self.kind, self.width, self.seed = kind, width, seed
+        self.grid = Grid.plane(*GRID)
+        self._samples = {"train": MemorySamples(100, 1), "validation": MemorySamples(13, 2), "test": MemorySamples(11, 3)}
+        self._calls = 0
+
+    def build_model(self) -> nn.Module:
+        generator = torch.Generator().manual_seed(self.seed)
+        if self.kind == "smoe":
+            from smoe_hpc.layers import SpatialMoE2d
+
+            model: nn.Module = nn.Sequential(
+                SpatialMoE2d(1, 4, 1, GRID, filters_per_expert=2, generator=generator),
+                nn.Tanh(),
+                SpatialMoE2d(2, 3, 1, GRID, generator=generator),
+            )
+        else:
+            middle = nn.BatchNorm2d(self.width) if self.kind == "batch" else nn.Tanh()
+            model = nn.Sequential(nn.Conv2d(1, self.width, 3, padding=1), middle, nn.Conv2d(self.width, 1, 3, padding=1))
+            for parameter in model.parameters():
+                nn.init.normal_(parameter, std=0.3, generator=generator)
+        return model
+
+    def samples(self, split: str) -> MemorySamples:
+        return self._samples[split]
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        loss = (output - batch.targets).square().mean()
+        self._calls += 1
+        return loss * float("nan") if self.kind == "nan" and self._calls == 7 else loss
+
+    def score(self, split: str) -> MeanSquare:
+        return MeanSquare(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
+
+    def pictures(self, run_dir: Path, model: nn.Module) -> None:
+        (run_dir / "drawn").touch()
+
+
+def recipe(**changes: Any) -> Recipe:
+    """A recipe of 3 epochs of 12 steps; ``training__batch=4`` changes a key of a section."""
+    made = Recipe(
+        name="toy",
+        task="heat",
+        data=Data(store="none"),
+        optimizer=Optimizer(lr=1e-2, clip=0.5, weight_decay=1e-3),
+        schedule=Schedule(patience=2, early_stop=None),
+        training=Training(epochs=3, batch=8, validate_every=5, threads=1),
+        run=Run(checkpoint_every=4),
+    )
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        made = replace(made, **{section: replace(getattr(made, section), **{key: value}) if key else value})
+    return made
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Values of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def main() -> int:
+    """Train the toy task: ``toy.py RUN_DIR [--kind smoe] [training__epochs=5 ...]``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--kind", default="conv")
+    parser.add_argument("--slow", type=float, default=0.0, help="seconds that each loss takes")
+    parser.add_argument("changes", nargs="*")
+    arguments = parser.parse_intermixed_args()
+    from smoe_hpc.training import RunInterrupted, train
+
+    changes = {key: json.loads(value) for key, value in (change.split("=", 1) for change in arguments.changes)}
+    task = ToyTask(arguments.kind)
+    if arguments.slow:
+        import time
+
+        quick = task.loss
+        task.loss = lambda output, batch: (time.sleep(arguments.slow), quick(output, batch))[1]  # type: ignore[method-assign]
+    try:
+        train(recipe(**changes), task, run_dir=arguments.run_dir)
+    except RunInterrupted as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    except SmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
