@@ -79,7 +79,7 @@ class _PerPixel(torch.autograd.Function):
                 place += (grad * tap).sum(1, keepdim=True)
         if ctx.needs_input_grad[1]:
             num_experts, filters, channels = weight.shape[:3]
-            per_pixel = torch.stack([(grad * shifted).sum(0) for shifted in _shifted(padded, size)], dim=-1)
+            per_pixel = torch.stack([torch.linalg.vecdot(grad, shifted, dim=0) for shifted in _shifted(padded, size)], dim=-1)
             per_pixel = per_pixel.unflatten(0, (-1, filters)).movedim(1, -2)  # [K, H, W, F, C k k]
             summed = per_pixel.new_zeros(num_experts, filters * channels * size * size)
             summed.index_add_(0, indices.flatten(), per_pixel.reshape(-1, summed.shape[1]))
@@ -90,7 +90,8 @@ class _PerPixel(torch.autograd.Function):
 def _tap_weights(weight: Tensor, indices: Tensor) -> Tensor:
     """[C k k, K F, H, W]: for every tap of the filters, the weight each pixel's selected experts give it."""
     taps = weight.flatten(2).permute(2, 1, 0)  # [C k k, F, N]
-    return taps[:, :, indices].movedim(1, 2).flatten(1, 2)
+    everywhere = indices.flatten().expand(*taps.shape[:2], -1)
+    return taps.gather(2, everywhere).unflatten(2, indices.shape).movedim(1, 2).flatten(1, 2)
 
 
 def _shifted(padded: Tensor, size: int) -> list[Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,13 +26,24 @@ def row_quantiles(rows: Tensor, quantile: float) -> Tensor:
     position = quantile * (size - 1)
     below = math.floor(position)
     share = position - below
-    low = rows.kthvalue(below + 1, dim=1).values
-    if share:
-        # The next value in order: the smallest one above, unless equals of `low` fill its place too.
-        at_most = (rows <= low[:, None]).sum(1)
-        above = rows.masked_fill(rows <= low[:, None], math.inf).amin(1)
-        high = torch.where(at_most >= below + 2, low, above)
-        # Written as torch.lerp does, from the nearer end, so that both agree to the last bit.
-        between = low + share * (high - low) if share < 0.5 else high - (high - low) * (1.0 - share)
-        low = torch.where(high.isinf(), high, between)
-    return torch.where(rows.isnan().any(1), math.nan, low)
+    low, high = _neighbours(rows, below, min(below + 1, size - 1))
+    # Written as torch.lerp does, from the nearer end, so that both agree to the last bit.
+    between = low + share * (high - low) if share < 0.5 else high - (high - low) * (1.0 - share)
+    value = torch.where(high.isinf(), high, between) if share else low
+    return torch.where(rows.amax(1).isnan(), math.nan, value)
+
+
+def _neighbours(rows: Tensor, first: int, second: int) -> tuple[Tensor, Tensor]:
+    """The entries [B] at two neighbouring places of each row's order, counted from 0."""
+    if rows.device.type == "cpu":
+        # numpy selects one place with vector instructions, ten times as fast as torch.kthvalue or as two places at once.
+        ordered = np.partition(rows.detach().numpy(), first, axis=1)
+        high = ordered[:, second:].min(1) if second > first else ordered[:, first]
+        return torch.from_numpy(ordered[:, first]), torch.from_numpy(high)
+    low = rows.kthvalue(first + 1, dim=1).values
+    if second == first:
+        return low, low
+    # The next in order: the smallest one above, unless equals of `low` fill its place too.
+    beyond = rows > low[:, None]
+    next_one = torch.where(beyond, rows, math.inf).amin(1)
+    return low, torch.where((~beyond).sum(1) >= second + 1, low, next_one)

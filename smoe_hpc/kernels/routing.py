@@ -13,6 +13,7 @@ from torch import Tensor
 from smoe_hpc.errors import ConfigError
 
 EXPERT_ORDERS = ("rank", "id")
+_FEW_EXPERTS = 16
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,20 @@ def _unique_keys(values: Tensor) -> Tensor:
     return (ordered << 20) + number[:, None, None]
 
 
+def _best(values: Tensor) -> Tensor:
+    """The number of the highest value, [..., 1, H, W]; of equals the first."""
+    if values.device.type != "cpu" or values.shape[-3] > _FEW_EXPERTS:
+        return values.argmax(-3, keepdim=True)
+    # A CPU's argmax over a dimension that is not the last takes a hundred times as long as these comparisons.
+    best = values[..., :1, :, :]
+    number = torch.zeros_like(best, dtype=torch.int64)
+    for expert in range(1, values.shape[-3]):
+        one = values[..., expert : expert + 1, :, :]
+        number = torch.where(one > best, expert, number)
+        best = torch.maximum(best, one)
+    return number
+
+
 def select_experts(values: Tensor, selected: int, expert_order: str = "rank") -> Routing:
     """The ``selected`` experts of highest value at every pixel; a tie goes to the expert of the lower number.
 
@@ -84,7 +99,7 @@ def select_experts(values: Tensor, selected: int, expert_order: str = "rank") ->
         raise ConfigError(f"num_experts={num_experts}: at most {1 << 20} experts can be told apart in a selection")
     with torch.no_grad():
         if selected == 1:
-            return Routing(values.argmax(-3, keepdim=True), num_experts)  # argmax gives the first of equals
+            return Routing(_best(values), num_experts)
         if values.dtype == torch.float64:
             indices = values.sort(dim=-3, descending=True, stable=True).indices[..., :selected, :, :]
         else:

@@ -79,7 +79,7 @@ class Gate(nn.Module):
         self.samples: Tensor | None = None
         self.held: dict[str, Routing] = {}
         self.waiting: dict[str, Routing] = {}
-        self.changed: Tensor | None = None
+        self.before: Routing | None = None
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Gate(nn.Module):
             new = select_experts(self(x)[0], self.selected, expert_order)
         used = self.held.get(expert_order)
         if used is not None:
-            self.changed = new.changed_from(self.waiting.get(expert_order, used))
+            self.before = self.waiting.get(expert_order, used)
         if delay and used is not None:
             self.held[expert_order] = self.waiting.get(expert_order, used)
             self.waiting[expert_order] = new
@@ -155,10 +155,17 @@ class Gate(nn.Module):
             self.held[expert_order] = new
             self.waiting.pop(expert_order, None)
 
+    def changed(self) -> Tensor | None:
+        """Share of selections (0-d) that the last renewal replaced; None before the second one."""
+        for order, held in self.held.items():
+            return None if self.before is None else self.waiting.get(order, held).changed_from(self.before)
+        return None
+
     def release(self) -> None:
         """Hold no choice: select in every forward again."""
         self.held.clear()
         self.waiting.clear()
+        self.before = None
 
     def collect(self, counts: Tensor, indices: Tensor, batch: int) -> tuple[Tensor, Tensor, int]:
         """Counts of correct selections [K, H, W] for the pixels whose values this process holds: here, all of them.

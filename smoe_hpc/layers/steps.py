@@ -113,7 +113,8 @@ def routing_metrics(model: nn.Module) -> dict[str, Tensor]:
     for gate, layers in spatial_gates(model):
         own = [layer.metrics.routing_loss for layer in layers if layer.metrics.routing_loss is not None]
         losses += [torch.stack(own).mean()] if own else []
-        changed += [gate.changed] if gate.changed is not None else []
+        of_gate = gate.changed()
+        changed += [of_gate] if of_gate is not None else []
         loads += [held.load() * held.num_experts for held in list(gate.held.values())[:1]]
     metrics: dict[str, Tensor] = {}
     if losses:

@@ -19,6 +19,7 @@ from smoe_hpc.training import files
 from smoe_hpc.training.checkpoint import Checkpoints
 from smoe_hpc.training.engine import Engine
 from smoe_hpc.training.loop import Loop
+from smoe_hpc.training.memory import keep_freed_memory
 from smoe_hpc.training.metrics import Log
 from smoe_hpc.training.position import resume_state
 from smoe_hpc.training.processes import Processes, join
@@ -138,6 +139,8 @@ def _arithmetic(recipe: Recipe, processes: Processes) -> Iterator[None]:
     fill = debugging.fill_uninitialized_memory
     if training.threads is not None:
         torch.set_num_threads(training.threads)
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first use
         torch.backends.cudnn.benchmark = False

@@ -16,13 +16,17 @@ ROOT = HERE.parents[1]
 
 class Launch(Protocol):
     def __call__(
-        self, script: str, *arguments: object, processes: int = 1, check: bool = True
+        self, script: str, *arguments: object, processes: int = 1, check: bool = True, gpus: str = ""
     ) -> subprocess.CompletedProcess[str]: ...
 
 
-def environment() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+def environment(gpus: str = "") -> dict[str, str]:
+    """Of a process that sees these GPUs ("0,1"), by default none."""
+    not_ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "DS_ACCELERATOR")
+    kept = {key: value for key, value in os.environ.items() if key not in not_ours}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    accelerator = {} if gpus else {"DS_ACCELERATOR": "cpu"}
+    return {**kept, **accelerator, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": gpus}
 
 
 def command(script: str, *arguments: object, processes: int = 1) -> list[str]:
@@ -36,10 +40,11 @@ def command(script: str, *arguments: object, processes: int = 1) -> list[str]:
 def launch() -> Launch:
     """Run a script of this folder in processes of its own."""
 
-    def run(script: str, *arguments: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command(script, *arguments, processes=processes), env=environment(), capture_output=True, text=True, timeout=180
-        )
+    def run(
+        script: str, *arguments: object, processes: int = 1, check: bool = True, gpus: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        started = command(script, *arguments, processes=processes)
+        done = subprocess.run(started, env=environment(gpus), capture_output=True, text=True, timeout=180)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
 

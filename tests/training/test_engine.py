@@ -90,13 +90,13 @@ def test_an_unused_parameter_decays_as_it_does_among_several_processes() -> None
     class Spare(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.used, self.spare = nn.Conv2d(1, 1, 3, padding=1), nn.Parameter(torch.ones(2, 2))
+            self.used, self.spare_weight = nn.Conv2d(1, 1, 3, padding=1), nn.Parameter(torch.ones(2, 2))
 
         def forward(self, x: Tensor) -> Tensor:
             return self.used(x)
 
     weights = with_engine(toy.recipe(optimizer__weight_decay=0.1, optimizer__kind="sgd"), Spare(), 3)
-    assert (weights["spare"] < 1).all()
+    assert (weights["spare_weight"] < 1).all()
 
 
 def test_autocast_keeps_float32_parameters_and_gives_float32_outputs() -> None:
