@@ -89,6 +89,27 @@ def routing_study(
     return rows
 
 
+def tables(rows: list[dict[str, Any]]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Rows of :func:`routing_study` as a table for each case: (title, columns, cells).
+
+    A cell is "% of pixels on the right expert / re-routings of a pixel in the last epoch".
+    """
+    made = []
+    for case in dict.fromkeys((row["num_experts"], row["noise"], row["noise_ratio"]) for row in rows):
+        some = [row for row in rows if (row["num_experts"], row["noise"], row["noise_ratio"]) == case]
+        quantiles = sorted({round(row["relative_quantile"], 2) for row in some})
+        lines: dict[tuple[Any, ...], dict[float, str]] = {}
+        for row in some:
+            key = row["error_scale"], row["damping"], row["gate_lr"]
+            cell = f"{row['agreement']:.0f} / {row['rerouted']:.0f}"
+            lines.setdefault(key, {})[round(row["relative_quantile"], 2)] = cell
+        title = f"N/K = {case[0]}, noise {case[1]:g}, western half x{case[2]:g}"
+        columns = ["error scale, damping, gate rate", *(f"q = {quantile:g} K/N" for quantile in quantiles)]
+        cells = [[f"{k[0]}, {k[1]:g}, {k[2]:g}", *(v.get(q, "-") for q in quantiles)] for k, v in lines.items()]
+        made.append((title, columns, cells))
+    return made
+
+
 def _study_case(case: Case, scope: Scope, device: torch.device) -> list[dict[str, Any]]:
     regions, clean, noise_std = _data(case, scope, device)
     options = itertools.product(scope.quantiles, scope.gate_lrs, scope.error_scales, scope.dampings)

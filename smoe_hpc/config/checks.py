@@ -91,7 +91,6 @@ def check_data(data: schema.Data) -> None:
 def check_gate(gate: models.Gate) -> None:
     """Options that the kind of gate has."""
     _choices(gate, "model.gate.")
-    _positive_count("model.gate.hidden", gate.hidden, 16)
     if gate.kind == "latent":
         rule = "a latent gate reads no input, so no map either; set model.gate.kind=conv (or lcn, ...)"
         _require(not gate.region_map, "model.gate.region_map", gate.region_map, rule)

@@ -24,7 +24,6 @@ class Gate:
         noise: Gaussian noise with std 1/N while training: "shared" draws one map for all samples, "per_sample"
             one for each.
         region_map: the true region map as an extra gate input (heat only; "fixed" uses the map without being asked).
-        hidden: channels of the hidden layer of "coordconv_multi".
         share: one gate for all layers of a stack (they must agree in N and K).
     """
 
@@ -33,7 +32,6 @@ class Gate:
     absolute: bool = False
     noise: Literal["none", "shared", "per_sample"] = "none"
     region_map: bool = False
-    hidden: int = 16
     share: bool = False
 
     def __post_init__(self) -> None:

@@ -2,8 +2,8 @@
 
 With noise in the target the share of selections called correct equals the quantile q by construction, and a selection
 outranks the unselected experts only while its share exceeds K/N. A lower q re-routes for ever; a much higher one
-freezes the random start. Source of the range: tables of pixels on the right expert over q and N/K, on data with
-noisy targets.
+freezes the random start. Source of the range: the tables of docs/noisy_heat.md, pixels on the right expert over
+q and N/K.
 
 Dimensions: N experts, K selected experts.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LOWEST = 1.0
 """Smallest working quantile, as a multiple of K/N."""
 
-HIGHEST = 1.5
+HIGHEST = 1.35
 """Largest working quantile, as a multiple of K/N."""
 
 PUBLISHED_HEAT_QUANTILE = 0.3

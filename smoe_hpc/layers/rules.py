@@ -9,6 +9,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
+from smoe_hpc.config.working_range import out_of_range
 from smoe_hpc.errors import ConfigError
 
 ERROR_SCALES = ("none", "loss_weight", "running_mean")
@@ -53,20 +54,16 @@ class RoutingLoss:
                 f"routing_loss.error_scale={self.error_scale!r} is not known; choose one of {', '.join(ERROR_SCALES)}"
             )
 
-    def quantile_for(self, num_experts: int, selected: int, warn: bool = True) -> float:
-        """The quantile as a number, for a layer of these sizes.
-
-        A UserWarning says when a fixed quantile lies below K / N, where routing does not settle on data with irreducible
-        error (the published 0.3 at K / N = 1/3 serves its noiseless problem).
-        """
+    def quantile_for(self, num_experts: int, selected: int) -> float:
+        """The quantile as a number, for a layer of these sizes; a UserWarning where it leaves the working range."""
         if isinstance(self.quantile, str):
             return balanced_quantile(num_experts, selected)
-        if warn and self.quantile < selected / num_experts and not math.isclose(self.quantile, 0.3):
+        what = out_of_range(self.quantile, num_experts, selected)
+        if what is not None:
             warnings.warn(
-                f"routing_loss.quantile={self.quantile:g} is below selected / num_experts = "
-                f"{selected / num_experts:.3g}: on data with irreducible error the routing will not settle; "
-                "use quantile='balanced'",
-                stacklevel=3,
+                f"routing_loss.quantile={self.quantile:g} where {selected} of {num_experts} experts are selected: on data "
+                f"with irreducible error {what}; use quantile='balanced'",
+                stacklevel=4,
             )
         return float(self.quantile)
 

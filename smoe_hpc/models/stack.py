@@ -8,6 +8,7 @@ expert.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -176,21 +177,23 @@ def _smoe(
     rules, wrong = model.routing_loss, model.damping
     routing_loss = None if rules is None else RoutingLoss(rules.quantile, rules.tolerance, rules.error_scale)
     damping = None if wrong is None else Damping(wrong.factor, wrong.tolerance, wrong.quantile)
-    return SpatialMoE2d(
-        incoming,
-        model.num_experts,
-        selected,
-        grid,
-        filters_per_expert=model.filters_per_expert,
-        kernel_size=model.kernel_size,
-        padding=model.padding,
-        gate=gate,
-        weighted=model.weighted,
-        expert_order=model.expert_order,
-        routing_loss=routing_loss,
-        damping=damping,
-        generator=generator,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the recipe has been checked for its working range already
+        return SpatialMoE2d(
+            incoming,
+            model.num_experts,
+            selected,
+            grid,
+            filters_per_expert=model.filters_per_expert,
+            kernel_size=model.kernel_size,
+            padding=model.padding,
+            gate=gate,
+            weighted=model.weighted,
+            expert_order=model.expert_order,
+            routing_loss=routing_loss,
+            damping=damping,
+            generator=generator,
+        )
 
 
 def _gate(

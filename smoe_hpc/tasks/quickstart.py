@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def run(
         SmoeError: what making the data and training raise.
     """
     console = console or _console()
+    began = time.perf_counter()
+    console.print(f"heat data in {data} ...", soft_wrap=True)
     make_heat(data)
+    console.print(f"heat data ready ({time.perf_counter() - began:.0f} s); training {', '.join(recipes)}", soft_wrap=True)
     rows = compare(recipes, [f"data.store={data}", f"run.root={out}", *overrides])
     console.print(as_table(rows, "within_1pct", "Heat diffusion, test split: % of points within 1 % of the truth"))
     for row in rows:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from smoe_hpc.bench.ensemble import Ensemble, Setting, patches_of
-from smoe_hpc.bench.routing import Case, Scope, routing_study
+from smoe_hpc.bench.routing import Case, Scope, routing_study, tables
 from smoe_hpc.layers import Damping, RoutingLoss, SpatialMoE2d, end_step, parameter_groups, routing_loss
 
 GRID, N = (9, 7), 3
@@ -45,9 +45,13 @@ def test_agreement_matches_experts_to_regions():
 
 def test_the_study_gives_a_row_for_each_setting():
     cases = (Case(2, 0.3, 10.0), Case(3, 0.3, 1.0))
-    scope = Scope(cases, quantiles=(0.9, 1.1), gate_lrs=(1e-2,), dampings=(0.05,), seeds=1, runs=2, epochs=1, grid=(16, 16))
+    quick = {"seeds": 1, "runs": 2, "epochs": 1, "grid": (16, 16)}
+    scope = Scope(cases, quantiles=(0.9, 1.1), gate_lrs=(1e-2,), dampings=(0.05,), **quick)
     rows = routing_study(scope)
     assert [(r["num_experts"], round(r["relative_quantile"], 2), r["error_scale"]) for r in rows] == [
         (n, q, scale) for n in (2, 3) for q in (0.9, 1.1) for scale in ("none", "running_mean")
     ]
     assert all(100 / r["num_experts"] <= r["agreement"] <= 100 and r["steps"] == 6 for r in rows)
+    made = tables(rows)
+    assert [title for title, _, _ in made] == ["N/K = 2, noise 0.3, western half x10", "N/K = 3, noise 0.3, western half x1"]
+    assert all(len(line) == len(columns) == 3 for _, columns, cells in made for line in cells)

@@ -32,7 +32,6 @@ HEAT = [
     ("model.gate.region_map=true", "a latent gate reads no input"),
     ("model.gate={kind: fixed, noise: shared}", "set model.gate.noise=none"),
     ("model={channels: [2], gate: {kind: fixed}}", "selects one expert per pixel"),
-    ("model.gate.hidden=0", "model.gate.hidden=0: must be at least 1"),
     ("model.routing_loss.quantile=0", "must lie between 0 and 1"),
     ("model.routing_loss.quantile=1.5", "must lie between 0 and 1"),
     ("model.routing_loss.quantile=ballanced", "must be balanced or a number"),

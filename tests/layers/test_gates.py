@@ -29,7 +29,8 @@ def test_latent_gate_starts_in_the_published_range():
 
 def test_fixed_gate_follows_its_map():
     region_map = torch.arange(24).view(GRID) % 3
-    layer = SpatialMoE2d(1, 3, 1, GRID, gate=make_gate("fixed", 3, 1, GRID, region_map=region_map), routing_loss=None, damping=None)
+    gate = make_gate("fixed", 3, 1, GRID, region_map=region_map)
+    layer = SpatialMoE2d(1, 3, 1, GRID, gate=gate, routing_loss=None, damping=None)
     x = torch.randn(2, 1, *GRID)
     every = torch.nn.functional.conv2d(x, layer.weight[:, 0], padding=1)
     torch.testing.assert_close(layer(x), every.gather(1, region_map.expand(2, 1, -1, -1)))
