@@ -1,9 +1,6 @@
-from dataclasses import dataclasses
+from dataclasses import FrozenInstanceError, asdict, replace
 
-import asdict
-import FrozenInstanceError
 import pytest
-import replace
 import torch
 
 from smoe_hpc.config import Damping, Gate, RoutingLoss, load_recipe, recipe_names, recipe_summary, to_yaml
@@ -96,7 +93,7 @@ def test_the_real_file_is_split_as_said_and_budgets_are_equal():
 
 def test_the_quickstart_gives_both_models_the_same_data_and_batches():
     ours, theirs = load_recipe("heat_quickstart"), load_recipe("quickstart_conv")
-    assert dataclasses.replace(ours.training, max_steps=theirs.training.max_steps) == theirs.training
+    assert replace(ours.training, max_steps=theirs.training.max_steps) == theirs.training
     assert ours.data == theirs.data
 
 
