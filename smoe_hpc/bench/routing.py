@@ -78,8 +78,9 @@ def routing_study(
 
     Returns:
         A row for each case and setting (seeds averaged): the fields of :class:`Case` and :class:`Setting` (``quantile`` as
-        a number, ``relative_quantile`` in units of K / N), ``agreement`` (% of pixels on the right expert), ``rerouted``
-        (times that a pixel changed its expert in the last epoch, mean over pixels) and ``steps``.
+        a number, ``relative_quantile`` in units of K / N), ``agreement`` (% of pixels on the right expert; also
+        ``agreement_of_each_seed``), ``rerouted`` (times that a pixel changed its expert in the last epoch, mean over
+        pixels) and ``steps``.
     """
     rows: list[dict[str, Any]] = []
     for case in scope.cases:
@@ -137,6 +138,7 @@ def _study_case(case: Case, scope: Scope, device: torch.device) -> list[dict[str
         some = slice(first, first + scope.seeds)
         row = {**asdict(case), **asdict(settings[first]), "relative_quantile": settings[first].quantile * case.num_experts}
         row |= {"agreement": 100 * float(agreement[some].mean()), "rerouted": float(changed[some].mean())}
+        row |= {"agreement_of_each_seed": [100 * float(value) for value in agreement[some]]}
         row |= {"seeds": scope.seeds, "steps": scope.epochs * steps_per_epoch}
         del row["seed"]
         rows.append(row)

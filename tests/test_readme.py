@@ -1,0 +1,52 @@
+"""What the README shows is run here."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    smoe-hpc ")]
+
+
+def test_the_layer_in_ten_lines_trains():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["loss"].isfinite()
+    assert all(p.grad is not None for p in names["model"].parameters())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_one(command: str):
+    from smoe_hpc.cli import app
+
+    words = shlex.split(command)[1:]
+    verb = words[:2] if words[0] in ("data", "bench") else words[:1]
+    result = CliRunner().invoke(app, [*verb, "--help"])
+    assert result.exit_code == 0, result.output
+    for option in (word for word in words if word.startswith("--")):
+        assert option in result.output
+
+
+def test_every_recipe_named_is_there():
+    from smoe_hpc.config import recipe_names
+
+    named = set(re.findall(r"\b(?:heat|uk)_[a-z0-9_]+\b", " ".join(COMMANDS)))
+    assert named
+    assert named <= set(recipe_names())
+
+
+def test_every_file_linked_is_there():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
+def test_both_scripts_are_there(script: str):
+    assert f"bash launch/{script}" in README
+    assert (ROOT / "launch" / script).exists()
