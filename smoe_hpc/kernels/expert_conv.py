@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels.padding import pad
 
 _FEW_TAPS = 64  # C K F up to which the per-pixel form is the faster one on a CPU
@@ -32,7 +33,14 @@ def expert_conv2d(x: Tensor, weight: Tensor, indices: Tensor, *, padding: str = 
 
     Returns:
         [B, K F, H, W]; channel ``k * F + f`` is filter f of the k-th selected expert.
+
+    Raises:
+        ConfigError: input and weights of different dtypes outside autocast.
     """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        x, weight = (t.to(torch.get_autocast_dtype("cpu")) for t in (x, weight))  # as F.conv2d would
+    elif x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ConfigError(f"input is {x.dtype}, weights are {weight.dtype}; convert one of them, or use torch.autocast")
     padded = pad(x, weight.shape[-1], padding)
     selected = indices.shape[-3]
     few = x.shape[1] * selected * weight.shape[1] <= _FEW_TAPS

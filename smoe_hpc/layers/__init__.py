@@ -19,6 +19,7 @@ from smoe_hpc.layers.spatial_moe import SpatialMoE2d, spatial_gates, spatial_lay
 from smoe_hpc.layers.steps import (
     begin_step,
     end_step,
+    hold_routing,
     load_routing_state,
     release_routing,
     routing_loss,
@@ -46,6 +47,7 @@ __all__ = [
     "balanced_quantile",
     "begin_step",
     "end_step",
+    "hold_routing",
     "load_routing_state",
     "make_gate",
     "parameter_groups",

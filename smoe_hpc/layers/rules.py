@@ -34,7 +34,8 @@ class RoutingLoss:
         tolerance: added to the quantile of the error; in units of the loss's error (or of its running mean).
         error_scale: "none"; "loss_weight" divides the error at each pixel by the weight the loss gives it there (set with
             :meth:`SpatialMoE2d.set_loss_weight`, e.g. cos latitude); "running_mean" divides it by a running mean of
-            itself at each pixel, for data whose irreducible error depends on place.
+            itself at each pixel, for data whose irreducible error depends on place; :func:`smoe_hpc.layers.end_step`
+            keeps that mean, so it must be called after each step.
     """
 
     quantile: str | float = "balanced"
@@ -73,12 +74,13 @@ class Damping:
     """Expert error damping (paper, section 3): the gradient of wrong selections is multiplied by ``factor``.
 
     Args:
-        factor: 0 in the published heat run; 0.1 is reported too; 1 leaves the gradient as it is.
+        factor: 0 in the published heat run, which can leave an expert without any gradient for ever (docs/heat.md); 0.1 is
+            reported too; 1 leaves the gradient as it is.
         tolerance: added to the quantile of the error, in units of the loss's error.
         quantile: share of a sample's selections that is not damped; None takes the routing loss's.
     """
 
-    factor: float = 0.0
+    factor: float = 0.05
     tolerance: float = 1e-3
     quantile: float | None = None
 

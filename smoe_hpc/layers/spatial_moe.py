@@ -13,6 +13,8 @@ Dimensions: B batch, C input channels, H latitude rows, W longitude columns, N e
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ from smoe_hpc.layers.rules import Damping, RoutingLoss
 
 _MOST_WAITING = 64  # forwards without a backward after which their graphs are let go
 _ERROR_MEMORY = 0.99  # share of the running mean of the error that a step keeps
-_PUBLISHED_DEFAULTS = (RoutingLoss(), Damping())
+_DEFAULTS = (RoutingLoss(), Damping())
 
 
 class SpatialMoE2d(GridLayer):
@@ -71,8 +73,8 @@ class SpatialMoE2d(GridLayer):
         gate: str | Gate = "latent",
         weighted: bool = False,
         expert_order: str = "rank",
-        routing_loss: RoutingLoss | None = _PUBLISHED_DEFAULTS[0],
-        damping: Damping | None = _PUBLISHED_DEFAULTS[1],
+        routing_loss: RoutingLoss | None = _DEFAULTS[0],
+        damping: Damping | None = _DEFAULTS[1],
         generator: torch.Generator | None = None,
     ) -> None:
         if not 1 <= selected <= num_experts:
@@ -104,9 +106,13 @@ class SpatialMoE2d(GridLayer):
                 f"{selected} of {num_experts} on {self.grid}; share a gate only among layers of equal sizes"
             )
         self.gate = gate
-        gate.layers_sharing += 1
         self._rules = self._make_rules()
         self._scale_needs = routing_loss.error_scale if routing_loss is not None and selected < num_experts else "none"
+        if self._scale_needs == "running_mean" and weighted:
+            raise ConfigError(
+                "error_scale='running_mean' with weighted=True: labels and damping look at different errors, which one "
+                "running mean cannot scale; use error_scale='none' or weighted=False"
+            )
         self.loss_weight: Tensor | None
         self.running_error: Tensor | None
         self.register_buffer("loss_weight", None, persistent=False)
@@ -117,6 +123,7 @@ class SpatialMoE2d(GridLayer):
         self.register_buffer("running_steps", steps)
         self.metrics = SignalMetrics(wants_errors=tracked is not None)
         self._scalars: list[Tensor] = []
+        gate.layers_sharing += 1  # last: a layer that could not be made does not share
 
     def _make_rules(self) -> SignalRules:
         if self.selected == self.num_experts:
@@ -127,7 +134,7 @@ class SpatialMoE2d(GridLayer):
         if self.damping is None or self.damping.factor == 1.0:
             return SignalRules(quantile, self.routing_loss.tolerance if self.routing_loss else 0.0)
         damping_quantile = self.damping.quantile if self.damping.quantile is not None else quantile
-        if damping_quantile is None and self.damping != _PUBLISHED_DEFAULTS[1]:
+        if damping_quantile is None and self.damping != _DEFAULTS[1]:
             raise ConfigError("damping without a routing loss needs a quantile of its own, e.g. Damping(quantile=0.7)")
         return SignalRules(
             quantile=quantile,
@@ -168,7 +175,7 @@ class SpatialMoE2d(GridLayer):
         rules = self._rules
         if rules.quantile is None and rules.damping_quantile is None and auxiliary is None:
             return y
-        rules = SignalRules(**{**vars(rules), "gate_share": 1.0 / max(self.gate.layers_sharing, 1)})
+        rules = replace(rules, gate_share=1.0 / max(self.gate.layers_sharing, 1))
         learns = rules.quantile is not None and values.requires_grad
         y, scalar = route_signal(
             y,
@@ -206,6 +213,11 @@ class SpatialMoE2d(GridLayer):
             self.metrics.awaiting = 0
         self._scalars.append(scalar)
         self.metrics.awaiting += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the graphs of forwards that wait for their backward: a copy (or a pickle) starts afresh."""
+        metrics = replace(self.metrics, awaiting=0, routing_loss=None, error_sum=None, error_count=0)
+        return {**self.__dict__, "_scalars": [], "metrics": metrics}
 
     def take_scalars(self) -> list[Tensor]:
         """The scalars since the last call, each 0-d, which start again from none; see :func:`routing_loss`."""

@@ -23,6 +23,16 @@ from smoe_hpc.kernels import Routing
 from smoe_hpc.layers.spatial_moe import spatial_gates, spatial_layers
 
 
+def hold_routing(model: nn.Module) -> None:
+    """Hold the present choice where none is held, before the first step of a training that renews it with a delay or not
+    every step: its first steps then use one choice too.
+    """
+    for gate, layers in spatial_gates(model):
+        if not gate.per_sample and not gate.held:
+            for order in sorted({layer.expert_order for layer in layers}):
+                gate.renew(order, 0)
+
+
 def routing_loss(model: nn.Module) -> Tensor:
     """A zero to add to the task's loss before ``backward``; through it the gates learn at the scale of that loss.
 
@@ -33,7 +43,10 @@ def routing_loss(model: nn.Module) -> Tensor:
     Returns:
         0-d; a plain zero where the model has no SMoE layer or none ran since the last call.
     """
-    scalars = [scalar for layer in spatial_layers(model) for scalar in layer.take_scalars()]
+    scalars: list[Tensor] = []
+    for gate, layers in spatial_gates(model):
+        gate.layers_sharing = len(layers)
+        scalars += [scalar for layer in layers for scalar in layer.take_scalars()]
     if not scalars:
         anchor = next(model.parameters(), None)
         return torch.zeros((), device=None if anchor is None else anchor.device)
@@ -49,8 +62,8 @@ def begin_step(model: nn.Module, step: int, samples: Tensor | None = None) -> No
         samples: [B] int64, this process's positions in the step's global batch; needed for per-sample noise when several
             processes share a batch.
     """
-    for gate, _ in spatial_gates(model):
-        gate.step, gate.samples = step, samples
+    for gate, layers in spatial_gates(model):
+        gate.step, gate.samples, gate.layers_sharing = step, samples, len(layers)
 
 
 def end_step(model: nn.Module, step: int, group: Any = None, refresh: int = 1, delay: int = 0) -> None:

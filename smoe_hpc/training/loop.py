@@ -20,7 +20,7 @@ from smoe_hpc.config import Recipe
 from smoe_hpc.errors import RunError
 from smoe_hpc.io.pipeline import Batch, train_batches
 from smoe_hpc.io.samples import steps_per_epoch
-from smoe_hpc.layers import begin_step, end_step, routing_loss, routing_metrics
+from smoe_hpc.layers import begin_step, end_step, hold_routing, routing_loss, routing_metrics
 from smoe_hpc.training.checkpoint import Checkpoints
 from smoe_hpc.training.engine import Engine
 from smoe_hpc.training.metrics import Log, StepRecords
@@ -103,6 +103,7 @@ class Loop:
             CheckpointError: a checkpoint could not be written.
         """
         self._engine.model.train()
+        hold_routing(self._engine.model)
         self._engine.scale_learning_rates(self.position.plateau.scale)
         if not self.position.settled:
             self._settle()

@@ -8,6 +8,7 @@ from smoe_hpc.layers import (
     SpatialMoE2d,
     begin_step,
     end_step,
+    hold_routing,
     load_routing_state,
     make_gate,
     release_routing,
@@ -96,11 +97,13 @@ def used(layer: SpatialMoE2d) -> int:
 def test_routing_is_renewed_every_so_many_steps_and_used_at_once_or_a_step_later():
     #            step:   0  1  2  3  4  5      winner set before the step's end: its number
     # refresh 1, delay 0: 0  1  2  3  4  5     used after the step
-    # refresh 1, delay 1: 0  0  1  2  3  4
-    # refresh 2, delay 0: -  1  1  3  3  5     (- selected in each forward, nothing is held yet)
-    expected = {(1, 0): [0, 1, 2, 3, 4, 5], (1, 1): [0, 0, 1, 2, 3, 4], (2, 0): [0, 1, 1, 3, 3, 5]}
+    # refresh 1, delay 1: 6  0  1  2  3  4     6 won before the first step
+    # refresh 2, delay 0: 6  1  1  3  3  5
+    expected = {(1, 0): [0, 1, 2, 3, 4, 5], (1, 1): [6, 0, 1, 2, 3, 4], (2, 0): [6, 1, 1, 3, 3, 5]}
     for (refresh, delay), uses in expected.items():
-        layer = SpatialMoE2d(1, 6, 1, GRID)
+        layer = SpatialMoE2d(1, 7, 1, GRID)
+        move(layer, 6)
+        hold_routing(layer)
         seen = []
         for step in range(6):
             move(layer, step)
