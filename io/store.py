@@ -92,7 +92,8 @@ class Store:
             [n, C, H, W] float32.
 
         Raises:
-            DataError: a row out of range, an unknown channel, a file that was shortened, a checksum that fails.
+            DataError: a row out of range, an unknown channel, a file that was shortened; where chunks are compressed, and
+                so read through HDF5, also a checksum that fails (plain chunks are read past their checksums).
         """
         rows = np.asarray(rows, dtype=np.int64).reshape(-1)
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.num_samples):
