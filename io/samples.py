@@ -85,7 +85,8 @@ class Split:
         """[T] bool: which stored fields belong to the split.
 
         Raises:
-            DataError: dates asked of a store of runs, or the reverse.
+            DataError: dates asked of a store of runs, or the reverse; a part whose first or last run is not stored, or
+                days of which no time is.
         """
         parts = self._parts()
         by_date = isinstance(parts[0][0], np.datetime64)
@@ -96,7 +97,18 @@ class Split:
         values = coords[name]
         mask = np.zeros(len(values), dtype=bool)
         for first, end in parts:
-            mask |= (values >= first) & (values < end)
+            inside = (values >= first) & (values < end)
+            if by_date and not inside.any():
+                raise DataError(
+                    f"split {self.text!r}: {first}/{end - DAY} holds no field; the store has {_extent(coords)}; give "
+                    "days within"
+                )
+            if not by_date and not ((values == first).any() and (values == end - 1).any()):
+                raise DataError(
+                    f"split {self.text!r}: runs {first}:{end} are not all stored; the store has {_stored_runs(values)}; "
+                    "give runs within"
+                )
+            mask |= inside
         return mask
 
 
@@ -151,6 +163,20 @@ def _extent(coords: Mapping[str, np.ndarray]) -> str:
     name = "time" if "time" in coords else "run"
     values = coords[name]
     return f"{len(values)} fields" + (f" ({name} {values[0]} to {values[-1]})" if len(values) else "")
+
+
+def _stored_runs(values: np.ndarray) -> str:
+    """Runs as a split names them.
+
+    >>> _stored_runs(np.array([0, 0, 1, 1, 7]))
+    '0:2,7:8'
+    """
+    runs = np.unique(values).astype(np.int64)
+    if not len(runs):
+        return "no run"
+    ranges = np.split(runs, np.flatnonzero(np.diff(runs) > 1) + 1)
+    texts = [f"{run[0]}:{run[-1] + 1}" for run in ranges]
+    return ",".join(texts if len(texts) <= 6 else [*texts[:3], "...", *texts[-2:]])
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:

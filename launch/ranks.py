@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from smoe_hpc.errors import LaunchError
 
 LOOPBACK = "127.0.0.1"
-DERIVED_PORTS = range(20000, 60000)
+PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections (from 32768 on)
 PSEUDO_STEP_IDS = 0xFFFFFFFA  # Slurm numbers its batch script, extern and interactive steps from here on: not srun's
 
 
@@ -28,7 +28,8 @@ class Ranks:
         local_rank: number of this process among those on its host.
         local_world: number of processes on its host.
         master_addr: host of rank 0; None where the launcher did not say and the ranks have yet to agree.
-        master_port: port of rank 0 on which the group gathers; None likewise.
+        master_port: port of rank 0 on which the group gathers; None likewise. 0, of a process that is alone, is a port
+            that the system chooses when it listens.
         launcher: "torchrun", "environment", "openmpi", "pmi", "slurm" or "single".
 
     Raises:
@@ -54,7 +55,8 @@ class Ranks:
                 f"{self.launcher} says local rank {self.local_rank} of {self.local_world} on this host, in a world of "
                 f"{self.world}: local ranks count from 0 and are no more than the world; check how the job was started"
             )
-        if self.master_port is not None and not 0 < self.master_port < 65536:
+        lowest = 0 if self.world == 1 else 1
+        if self.master_port is not None and not lowest <= self.master_port < 65536:
             raise LaunchError(
                 f"{self.launcher} gives port {self.master_port}: a port lies in 1..65535; set MASTER_PORT"
             )
@@ -168,7 +170,7 @@ def _from_slurm(environ: Mapping[str, str]) -> Ranks | None:
         # every task computes the same one; another step, job or restart computes another
         names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
         digest = zlib.crc32(".".join(environ.get(name, "0") for name in names).encode())
-        port = DERIVED_PORTS[digest % len(DERIVED_PORTS)]
+        port = PORTS[digest % len(PORTS)]
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", str(world))
     local_world = _tasks_on_node(tasks, _number(environ, "SLURM_NODEID", 0))
     return Ranks(

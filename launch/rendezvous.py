@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from datetime import timedelta
 import torch
 
 from smoe_hpc.errors import LaunchError
-from smoe_hpc.launch.ranks import LOOPBACK, Ranks, device_index, find_ranks
+from smoe_hpc.launch.ranks import LOOPBACK, PORTS, Ranks, device_index, find_ranks
 
 __all__ = ["Ranks", "find_ranks", "free_port", "init_distributed", "shutdown"]
 
@@ -39,11 +40,11 @@ def init_distributed(device: str | torch.device, timeout: timedelta = timedelta(
         LaunchError: processes that do not fit together, or too few GPUs.
     """
     global _running
-    if _running is not None:
-        return _running
     kind = torch.device(device).type
     if kind not in ("cpu", "cuda"):
         raise LaunchError(f"device {device!s} is neither cpu nor cuda; choose one of them")
+    if _running is not None:
+        return _running
     ranks = _settle_address(find_ranks(os.environ))
     try:
         _start_group(ranks, kind, timeout)
@@ -85,7 +86,8 @@ def _settle_address(ranks: Ranks) -> Ranks:
     if ranks.master_addr is not None and ranks.master_port is not None:
         return ranks
     if ranks.world == 1:
-        return replace(ranks, master_addr=ranks.master_addr or LOOPBACK, master_port=ranks.master_port or free_port())
+        # nobody else has to know the port: the system chooses a free one at the moment of listening
+        return replace(ranks, master_addr=ranks.master_addr or LOOPBACK, master_port=ranks.master_port or 0)
     one_host = ranks.local_world == ranks.world
     addr, port = _broadcast_by_mpi(ranks, (LOOPBACK if one_host else socket.gethostname(), free_port()))
     return replace(ranks, master_addr=ranks.master_addr or addr, master_port=ranks.master_port or port)
@@ -117,10 +119,21 @@ def _start_group(ranks: Ranks, kind: str, timeout: timedelta) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nothing on this host listens on at the moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing on this host uses at the moment.
+
+    It is none that the system gives to outgoing connections, so that only another server can take it before it is used.
+
+    Raises:
+        LaunchError: every port of the range is in use.
+    """
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):  # jobs with one seed must not meet on one port
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise LaunchError(f"no port from {PORTS.start} to {PORTS.stop - 1} is free on this host; set MASTER_PORT")
 
 
 def _broadcast_by_mpi(ranks: Ranks, value: tuple[str, int]) -> tuple[str, int]:

@@ -173,6 +173,24 @@ def test_errors_are_one_line_and_status_2(arguments: list[str], message: str):
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "verb", ["train heat_smoe", "evaluate runs/x", "compare heat_smoe", "quickstart", "data inspect x.h5", "bench routing"]
+)
+def test_a_json_file_that_cannot_be_written_is_found_out_before_any_work(verb: str, trained: list[dict[str, object]]):
+    result = command(*verb.split(), "--json", "/proc/none/x.json")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --json /proc/none/x.json: cannot be written")
+    assert trained == []
+
+
+def test_a_json_file_that_can_be_written_is_left_alone_until_then(tmp_path: Path):
+    (tmp_path / "old.json").write_text("old")
+    for name in ("old.json", "new.json"):
+        assert command("data", "inspect", "none.h5", "--json", name).exit_code == 2
+    assert (tmp_path / "old.json").read_text() == "old"
+    assert not (tmp_path / "new.json").exists()
+
+
 @pytest.mark.parametrize("arguments", [["train"], ["trian", "heat_smoe"], ["train", "heat_smoe", "--no-such"]])
 def test_wrong_usage(arguments: list[str]):
     assert command(*arguments).exit_code == 2
@@ -245,11 +263,41 @@ def test_evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert "region_0" in result.stdout
 
 
-def test_report(monkeypatch: pytest.MonkeyPatch):
-    seen: list[Path] = []
-    replace_room(monkeypatch, "smoe_hpc.report", make_pictures=seen.append)
-    assert command("report", "runs/a", "runs/b").exit_code == 0
-    assert seen == [Path("runs/a"), Path("runs/b")]
+def test_report_says_what_it_drew(monkeypatch: pytest.MonkeyPatch):
+    replace_room(monkeypatch, "smoe_hpc.report", make_pictures=lambda run: [run / "curves.png", run / "filters.png"])
+    result = command("report", "runs/a", "runs/b")
+    assert result.exit_code == 0
+    assert result.stdout.split() == [f"runs/{run}/{name}.png" for run in "ab" for name in ("curves", "filters")]
+
+
+def test_report_of_a_run_without_steps():
+    from smoe_hpc.config import load_recipe
+    from smoe_hpc.training import RunDirectory
+
+    assert command("data", "heat", "data/heat", *SMALL_HEAT).exit_code == 0
+    run = RunDirectory(Path("run"))
+    run.path.mkdir()
+    run.claim(load_recipe("heat_smoe", []))
+    result = command("report", "run")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "run: there is nothing to draw" in result.stderr
+    assert "train it first" in result.stderr
+
+
+def test_quickstart_with_other_data_there_says_what_to_do():
+    assert command("data", "heat", "mine", *SMALL_HEAT).exit_code == 0
+    result = command("quickstart", "--data", "mine")
+    assert result.exit_code == 2
+    assert "name another folder, or replace it with `smoe-hpc data heat mine --overwrite`" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--noise", "--noise-ratio"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_noise_that_is_no_number(option: str, value: str, tmp_path: Path):
+    result = command("data", "heat", "data/heat", *SMALL_HEAT, "--noise", "1", option, value)
+    assert result.exit_code == 2
+    assert "both of them finite" in result.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_recipes(tmp_path: Path):

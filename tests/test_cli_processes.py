@@ -48,6 +48,16 @@ def test_compare_makes_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert (table["heat_conv2"]["scores"], table["heat_conv2"]["ended"]) == ({"all": 40.0}, "budget spent")
 
 
+def test_compare_within_a_budget_is_for_one_process(monkeypatch: pytest.MonkeyPatch):
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(smoe_hpc.cli.comparison, "_run", lambda *_, **__: pytest.fail("nothing is to be trained"))
+    result = command("compare", "heat_smoe", "--minutes", "1")
+    assert result.exit_code == 2
+    assert "--minutes: this is one of 2 processes" in result.stderr
+
+
 def test_compare_stops_at_a_failure(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(smoe_hpc.cli.comparison, "_run", lambda arguments, seconds, quiet: 2)
     result = command("compare", "heat_smoe", "--minutes", "1")
@@ -122,3 +132,7 @@ def test_train_evaluate_for_real(tmp_path: Path):
     other = run("train", "heat_quickstart", *short, "optimizer.lr=0.5")
     assert other.returncode == 2
     assert "belongs to another recipe: optimizer.lr=0.5" in other.stderr
+    assert run("data", "heat", "data/heat", *SMALL_HEAT, "--seed", "1", "--overwrite").returncode == 0
+    changed = run("train", "heat_quickstart", *short)
+    assert changed.returncode == 2
+    assert "belongs to other train data than data/heat/heat_train.h5 holds now" in changed.stderr

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,20 @@ def test_every_command_is_one(command: str):
     assert result.exit_code == 0, result.output
     for option in (word for word in words if word.startswith("--")):
         assert option in result.output
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[1] in ("train", "compare")])
+def test_every_recipe_takes_its_changes(command: str):
+    from smoe_hpc.cli import app
+    from smoe_hpc.config import check_world, load_recipe
+
+    verb, *arguments = shlex.split(command)[1:]
+    given = get_command(app).commands[verb].make_context(verb, arguments).params  # type: ignore[attr-defined]
+    words = given["arguments"] if verb == "compare" else [given["recipe"], *(given["overrides"] or [])]
+    recipes, changes = ([word for word in words if ("=" in word) == change] for change in (False, True))
+    assert recipes
+    for recipe in recipes:
+        check_world(load_recipe(recipe, changes), world=1)
 
 
 def test_every_recipe_named_is_there():

@@ -14,6 +14,7 @@ Dimensions: n runs made together, T states of a run, H rows, W columns.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,11 +78,12 @@ def make_heat(
     Raises:
         DataError: impossible arguments, other data already there, no space.
     """
-    if len(runs) != 3 or min(runs) < 1 or steps < 1 or min(grid) < 2 or seed < 0 or noise < 0 or noise_ratio <= 0:
+    noisy = math.isfinite(noise) and noise >= 0 and math.isfinite(noise_ratio) and noise_ratio > 0
+    if len(runs) != 3 or min(runs) < 1 or steps < 1 or min(grid) < 2 or seed < 0 or not noisy:
         raise DataError(
             f"heat data of runs={runs}, grid={grid}, steps={steps}, seed={seed}, noise={noise}, "
             f"noise_ratio={noise_ratio} cannot be made: give 3 numbers of runs, at least 1 step and 2 x 2 cells, "
-            "a positive ratio and no negative seed or noise"
+            "a positive ratio and no negative seed or noise, both of them finite"
         )
     arguments = {"grid": list(grid), "steps": steps, "seed": seed, "noise": float(noise), "version": VERSION}
     arguments["noise_ratio"] = float(noise_ratio) if noise else 1.0
@@ -94,7 +96,10 @@ def make_heat(
         if found == recipe:
             continue
         if found is not None and not overwrite:
-            raise DataError(f"{paths[split]} holds other data ({found or 'not ours'}); remove it or ask to overwrite")
+            raise DataError(
+                f"{paths[split]} holds other data ({found or 'not ours'}); name another folder, or replace it with "
+                f"`smoe-hpc data heat {directory} --overwrite` and the options you want"
+            )
         wanted[split] = recipe
     if not wanted:
         return paths

@@ -20,8 +20,6 @@ from typer.core import TyperGroup
 
 from smoe_hpc.errors import ConfigError, SmoeError
 
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to this file too.")]
-
 _PLAIN_WIDTH = 160  # columns of a table where nobody's terminal sets them: a pipe must not cut figures
 _EXTRAS = {
     "plotly": "report",
@@ -32,6 +30,34 @@ _EXTRAS = {
     "hdf5plugin": "convert",
     "nvidia": "dali",
 }
+
+
+def _check_json(path: Path | None) -> Path | None:
+    """Find out before a verb works for hours whether its figures can be written.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    if path is not None and this_rank() == 0:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            there = path.exists()
+            path.open("ab").close()
+            if not there:
+                path.unlink()
+        except OSError as error:
+            raise _not_writable(path, error) from None
+    return path
+
+
+def _not_writable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--json {path}: cannot be written ({error.strerror}); give another file")
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=_check_json, help="Write the figures to this file too."),
+]
 
 
 class Commands(TyperGroup):
@@ -183,4 +209,4 @@ def write_json(path: Path | None, content: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--json {path}: cannot be written ({error.strerror}); give another file") from None
+        raise _not_writable(path, error) from None

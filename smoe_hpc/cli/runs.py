@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smoe_hpc.cli.output import JsonFile, say, show, show_scores, show_table, write_json
-from smoe_hpc.errors import RunError
+from smoe_hpc.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from smoe_hpc.config import Recipe
@@ -97,8 +97,11 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Fo
     from smoe_hpc.report import make_pictures
 
     for run in runs:
-        make_pictures(run)
-        say(f"{run}: pictures drawn")
+        drawn = make_pictures(run)
+        if not drawn:
+            raise RunError(f"{run}: there is nothing to draw, it has made no steps that were written down; train it first")
+        for picture in drawn:
+            say(str(picture))
 
 
 def compare(
@@ -120,7 +123,14 @@ def compare(
         _compare_to_the_end(recipes, overrides, resume, json_file)
         return
     from smoe_hpc.cli.comparison import train_within
+    from smoe_hpc.launch.ranks import find_ranks
 
+    world = find_ranks(os.environ).world
+    if world > 1:
+        raise ConfigError(
+            f"--minutes: this is one of {world} processes, and the budget is kept by one that starts the others; call "
+            "compare without a launcher, or leave out --minutes"
+        )
     rows = [train_within(recipe, overrides, seconds=60 * minutes, resume=resume) for recipe in recipes]
     regions = list(dict.fromkeys(region for row in rows for region in row.scores))
     title = f"test split: {rows[0].score}, at most {minutes:g} minutes each"

@@ -1,7 +1,7 @@
 """The rules that the sections of a recipe keep, each broken rule one ConfigError with value, rule and remedy.
 
 Called when a dataclass of `schema.py` or `model.py` is made; :func:`check_world` later, when it is known how many ranks
-share the batch.
+share the batch. Settings that would do nothing are refused in `idle.py`.
 
 Dimensions: N experts, K selected experts, F filters per expert.
 """
@@ -37,11 +37,17 @@ def known(what: str, name: str, names: Iterable[str]) -> str:
     raise ConfigError(f"no {what} {name!r}; {hint}there are: {', '.join(names)}")
 
 
-def _require(holds: bool, key: str, value: object, rule: str) -> None:
+def require(holds: bool, key: str, value: object, rule: str) -> None:
     """One form for all errors: ``key=value: rule and remedy``."""
     if not holds:
-        shown = str(value).lower() if isinstance(value, bool) or value is None else value
-        raise ConfigError(f"{key}={shown}: {rule}")
+        raise ConfigError(f"{key}={shown(value)}: {rule}")
+
+
+def shown(value: object) -> str:
+    """A value as YAML writes it, as far as that differs from Python."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _choices(section: object, prefix: str) -> None:
@@ -53,37 +59,37 @@ def _choices(section: object, prefix: str) -> None:
                 choices = [str(choice) for choice in get_args(hint)]
                 guess = nearest(str(value), choices)
                 hinted = f"; did you mean {guess}?" if guess else ""
-                _require(False, f"{prefix}{key}", value, f"must be one of {', '.join(choices)}{hinted}")
+                require(False, f"{prefix}{key}", value, f"must be one of {', '.join(choices)}{hinted}")
 
 
 def _positive_count(key: str, value: int | None, example: int) -> None:
-    _require(value is None or value >= 1, key, value, f"must be at least 1, e.g. {key}={example}")
+    require(value is None or value >= 1, key, value, f"must be at least 1, e.g. {key}={example}")
 
 
 def _not_negative(key: str, value: float) -> None:
-    _require(math.isfinite(value) and value >= 0, key, value, "must be a finite number that is not negative")
+    require(math.isfinite(value) and value >= 0, key, value, "must be a finite number that is not negative")
 
 
 def _positive(key: str, value: float | None, example: float) -> None:
     holds = value is None or (math.isfinite(value) and value > 0)
-    _require(holds, key, value, f"must be a finite number above 0, e.g. {key}={example:g}")
+    require(holds, key, value, f"must be a finite number above 0, e.g. {key}={example:g}")
 
 
 def _quantile(key: str, value: float) -> None:
     rule = "must lie between 0 and 1, both excluded; a little above selected / experts is the natural one"
-    _require(0 < value < 1, key, value, rule)
+    require(0 < value < 1, key, value, rule)
 
 
 def check_data(data: schema.Data) -> None:
     """Window, noise and names of a Data section."""
-    _require(bool(data.store.strip()), "data.store", data.store, "must be a path, e.g. data.store=data/heat")
+    require(bool(data.store.strip()), "data.store", data.store, "must be a path, e.g. data.store=data/heat")
     ascending = data.inputs == sorted(set(data.inputs)) and bool(data.inputs) and data.inputs[-1] <= 0
-    _require(ascending, "data.inputs", data.inputs, "times must ascend and end at or before 0, e.g. [-12,-6,0]")
-    _require(data.lead > 0, "data.lead", data.lead, "the target must lie after the start, e.g. data.lead=6")
+    require(ascending, "data.inputs", data.inputs, "times must ascend and end at or before 0, e.g. [-12,-6,0]")
+    require(data.lead > 0, "data.lead", data.lead, "the target must lie after the start, e.g. data.lead=6")
     for key in ("variables", "targets"):
         names = getattr(data, key)
         rule = f"must name at least one channel, each once; data.{key}=null takes all"
-        _require(names is None or (len(names) > 0 and len(set(names)) == len(names)), f"data.{key}", names, rule)
+        require(names is None or (len(names) > 0 and len(set(names)) == len(names)), f"data.{key}", names, rule)
     _not_negative("data.noise", data.noise)
     _positive("data.noise_ratio", data.noise_ratio, 10)
 
@@ -93,12 +99,12 @@ def check_gate(gate: models.Gate) -> None:
     _choices(gate, "model.gate.")
     if gate.kind == "latent":
         rule = "a latent gate reads no input, so no map either; set model.gate.kind=conv (or lcn, ...)"
-        _require(not gate.region_map, "model.gate.region_map", gate.region_map, rule)
+        require(not gate.region_map, "model.gate.region_map", gate.region_map, rule)
     if gate.kind == "fixed":
         rule = "a fixed gate has no values to change; set model.gate.{}={} or another model.gate.kind"
-        _require(gate.noise == "none", "model.gate.noise", gate.noise, rule.format("noise", "none"))
-        _require(not gate.softmax, "model.gate.softmax", gate.softmax, rule.format("softmax", "false"))
-        _require(not gate.absolute, "model.gate.absolute", gate.absolute, rule.format("absolute", "false"))
+        require(gate.noise == "none", "model.gate.noise", gate.noise, rule.format("noise", "none"))
+        require(not gate.softmax, "model.gate.softmax", gate.softmax, rule.format("softmax", "false"))
+        require(not gate.absolute, "model.gate.absolute", gate.absolute, rule.format("absolute", "false"))
 
 
 def check_routing_loss(loss: models.RoutingLoss) -> None:
@@ -106,7 +112,7 @@ def check_routing_loss(loss: models.RoutingLoss) -> None:
     _choices(loss, "model.routing_loss.")
     if isinstance(loss.quantile, str):
         rule = "must be balanced or a number, e.g. model.routing_loss.quantile=0.5"
-        _require(loss.quantile == "balanced", "model.routing_loss.quantile", loss.quantile, rule)
+        require(loss.quantile == "balanced", "model.routing_loss.quantile", loss.quantile, rule)
     else:
         _quantile("model.routing_loss.quantile", loss.quantile)
     for key in ("tolerance", "importance", "load", "spatial_agreement"):
@@ -115,8 +121,8 @@ def check_routing_loss(loss: models.RoutingLoss) -> None:
 
 def check_damping(damping: models.Damping) -> None:
     """Factor in [0, 1] and a quantile."""
-    rule = "must lie in 0 to 1: 0 stops the gradient of a wrong selection, 1 leaves it alone"
-    _require(0 <= damping.factor <= 1, "model.damping.factor", damping.factor, rule)
+    rule = "must lie in 0 to 1: 0 stops the gradient of a wrong selection, 1 leaves it alone; e.g. 0.05"
+    require(0 <= damping.factor <= 1, "model.damping.factor", damping.factor, rule)
     _not_negative("model.damping.tolerance", damping.tolerance)
     if damping.quantile is not None:
         _quantile("model.damping.quantile", damping.quantile)
@@ -126,13 +132,13 @@ def check_model(model: models.Model) -> None:
     """Shapes of the stack: kernel, channels, experts."""
     _choices(model, "model.")
     rule = "every layer needs at least one output channel, e.g. model.channels=[4,1]"
-    _require(bool(model.channels) and min(model.channels) >= 1, "model.channels", model.channels, rule)
+    require(bool(model.channels) and min(model.channels) >= 1, "model.channels", model.channels, rule)
     odd = model.kernel_size >= 1 and model.kernel_size % 2 == 1
-    _require(odd, "model.kernel_size", model.kernel_size, "must be odd, so that a filter has a middle; e.g. 3")
+    require(odd, "model.kernel_size", model.kernel_size, "must be odd, so that a filter has a middle; e.g. 3")
     _positive_count("model.num_experts", model.num_experts, 3)
     _positive_count("model.filters_per_expert", model.filters_per_expert, 1)
     rule = 'a "conv1x1" head is the last of several layers; add a layer (model.channels=[8,1]) or set model.head=same'
-    _require(model.head == "same" or len(model.channels) > 1, "model.channels", model.channels, rule)
+    require(model.head == "same" or len(model.channels) > 1, "model.channels", model.channels, rule)
     if model.kind == "smoe":
         _check_experts(model)
 
@@ -144,27 +150,27 @@ def _check_experts(model: models.Model) -> None:
         below, above = channels // f * f, (channels // f + 1) * f
         fits = f"{below} or {above}" if below else f"{above}"
         rule = f"{channels} channels are not whole experts of model.filters_per_expert={f} filters; take {fits} channels"
-        _require(channels % f == 0, "model.channels", model.channels, rule)
+        require(channels % f == 0, "model.channels", model.channels, rule)
         rule = (
             f"{channels} channels of {f} filters each select {channels // f} experts, but there are only {n}; "
             f"set model.num_experts to {channels // f} or more, or take at most {n * f} channels"
         )
-        _require(channels <= n * f, "model.channels", model.channels, rule)
+        require(channels <= n * f, "model.channels", model.channels, rule)
     if model.gate.kind == "fixed":
         rule = f'a "fixed" gate selects one expert per pixel; every layer must have {f} channels'
-        _require(set(model.selected) == {1}, "model.channels", model.channels, rule)
+        require(set(model.selected) == {1}, "model.channels", model.channels, rule)
     if model.routing_loss is not None and model.routing_loss.load > 0:
         rule = "it asks what other noise would select; set model.gate.noise=shared, or model.routing_loss.load=0"
-        _require(model.gate.noise != "none", "model.routing_loss.load", model.routing_loss.load, rule)
+        require(model.gate.noise != "none", "model.routing_loss.load", model.routing_loss.load, rule)
     if model.routing_loss is None and model.damping is not None and model.damping.quantile is None:
-        # The default (factor 0) is silently left out, so that model.routing_loss=null alone is a whole override
+        # The default is silently left out, so that model.routing_loss=null alone is a whole override
         rule = "needs a quantile where there is no routing loss; set model.damping.quantile=0.5 or model.damping=null"
-        _require(model.damping == type(model.damping)(), "model.damping.factor", model.damping.factor, rule)
+        require(model.damping == type(model.damping)(), "model.damping.factor", model.damping.factor, rule)
     if model.gate.share:
         rule = "layers have different inputs, so only a gate that reads none can be shared; set model.gate.kind=latent"
-        _require(model.gate.kind in ("latent", "fixed"), "model.gate.share", True, rule)
+        require(model.gate.kind in ("latent", "fixed"), "model.gate.share", True, rule)
         rule = "a shared gate needs equally many selected experts in every layer; set model.gate.share=false"
-        _require(len(set(model.selected)) == 1, "model.channels", model.channels, rule)
+        require(len(set(model.selected)) == 1, "model.channels", model.channels, rule)
 
 
 def check_optimizer(optimizer: schema.Optimizer) -> None:
@@ -174,7 +180,7 @@ def check_optimizer(optimizer: schema.Optimizer) -> None:
     if optimizer.gate_lr is not None:
         _not_negative("optimizer.gate_lr", optimizer.gate_lr)
     whole = len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas)
-    _require(whole, "optimizer.betas", optimizer.betas, "must be two numbers in 0 to below 1, e.g. [0.9,0.999]")
+    require(whole, "optimizer.betas", optimizer.betas, "must be two numbers in 0 to below 1, e.g. [0.9,0.999]")
     _positive("optimizer.eps", optimizer.eps, 1e-8)
     _not_negative("optimizer.weight_decay", optimizer.weight_decay)
     _positive("optimizer.clip", optimizer.clip, 1.0)
@@ -183,8 +189,8 @@ def check_optimizer(optimizer: schema.Optimizer) -> None:
 def check_schedule(schedule: schema.Schedule) -> None:
     """Plateau and early stop."""
     rule = "must lie above 0 and at most at 1, e.g. 0.1; 1 keeps the learning rates"
-    _require(0 < schedule.factor <= 1, "schedule.factor", schedule.factor, rule)
-    _require(schedule.patience >= 0, "schedule.patience", schedule.patience, "must not be negative, e.g. 15")
+    require(0 < schedule.factor <= 1, "schedule.factor", schedule.factor, rule)
+    require(schedule.patience >= 0, "schedule.patience", schedule.patience, "must not be negative, e.g. 15")
     _not_negative("schedule.min_lr", schedule.min_lr)
     _not_negative("schedule.min_delta", schedule.min_delta)
     _positive_count("schedule.early_stop", schedule.early_stop, 30)
@@ -203,12 +209,12 @@ def check_training(training: schema.Training) -> None:
         ("threads", 2),
     ):
         _positive_count(f"training.{key}", getattr(training, key), example)
-    _require(training.seed >= 0, "training.seed", training.seed, "must not be negative, e.g. training.seed=0")
+    require(training.seed >= 0, "training.seed", training.seed, "must not be negative, e.g. training.seed=0")
     target = training.stop_at_score
-    _require(target is None or math.isfinite(target), "training.stop_at_score", target, "must be finite, or null")
+    require(target is None or math.isfinite(target), "training.stop_at_score", target, "must be finite, or null")
     check_batch(training.batch, training.accumulation, world=1)
     rule = "ZeRO keeps its state in float32, which would round float64; set training.zero_stage=0"
-    _require(training.precision != "float64" or training.zero_stage == 0, "training.precision", "float64", rule)
+    require(training.precision != "float64" or training.zero_stage == 0, "training.precision", "float64", rule)
 
 
 def check_batch(batch: int, accumulation: int, world: int) -> None:
@@ -218,17 +224,37 @@ def check_batch(batch: int, accumulation: int, world: int) -> None:
     parts = (f"{world} ranks x " if world > 1 else "") + f"training.accumulation={accumulation}"
     fits = f"{below} or {above}" if below else f"{above}"
     rule = f"must be a multiple of {portions} ({parts}); set training.batch={fits}"
-    _require(batch % portions == 0, "training.batch", batch, rule)
+    require(batch % portions == 0, "training.batch", batch, rule)
 
 
 def check_world(recipe: schema.Recipe, world: int) -> None:
-    """Refuse a number of ranks that cannot share the recipe's global batch equally (ConfigError)."""
-    check_batch(recipe.training.batch, recipe.training.accumulation, world)
+    """Refuse ranks and accumulation that cannot share the recipe's global batch with the result of one (ConfigError)."""
+    accumulation = recipe.training.accumulation
+    check_batch(recipe.training.batch, accumulation, world)
+    if world * accumulation > 1 and recipe.model.kind == "smoe":
+        _check_sharing(recipe.model, f"{world} process{'es' if world > 1 else ''} x training.accumulation={accumulation}")
+
+
+def _check_sharing(model: models.Model, shared: str) -> None:
+    """Nothing depends on how a batch is shared; ``shared`` says how it is."""
+    gate, loss = model.gate, model.routing_loss
+    one = "train with one process and training.accumulation=1"
+    rule = f"its batch normalisation sees a micro-batch of {shared} alone; {one}, or set model.gate.kind=coordconv"
+    require(gate.kind != "coordconv_multi", "model.gate.kind", gate.kind, rule)
+    if loss is None or (gate.kind in ("latent", "fixed") and gate.noise != "per_sample"):
+        return
+    for name in ("importance", "load", "spatial_agreement"):
+        key, weight = f"model.routing_loss.{name}", getattr(loss, name)
+        rule = (
+            "is not linear in the batch where the gate's values depend on the sample, so it would depend on how "
+            f"{shared} share it; {one}, or set {key}=0"
+        )
+        require(weight == 0, key, weight, rule)
 
 
 def check_run(run: schema.Run) -> None:
     """Intervals of checkpoints and logs."""
-    _require(bool(run.root.strip()), "run.root", run.root, "must be a folder, e.g. run.root=runs")
+    require(bool(run.root.strip()), "run.root", run.root, "must be a folder, e.g. run.root=runs")
     _positive_count("run.checkpoint_every", run.checkpoint_every, 1000)
     _positive("run.checkpoint_seconds", run.checkpoint_seconds, 600)
     _positive_count("run.keep", run.keep, 2)
@@ -239,27 +265,27 @@ def check_recipe(recipe: schema.Recipe) -> None:
     """What sections demand of each other and of the task."""
     _choices(recipe, "")
     plain = bool(recipe.name.strip()) and not set(recipe.name) & set('/\\:*?"<>|\n') and recipe.name not in (".", "..")
-    _require(plain, "name", recipe.name, "names a folder: letters, digits, - and _, e.g. name=heat_smoe")
+    require(plain, "name", recipe.name, "names a folder: letters, digits, - and _, e.g. name=heat_smoe")
     _check_rates(recipe)
     data, gate = recipe.data, recipe.model.gate
     ranges.check_splits(recipe.task, data.splits.train, data.splits.validation, data.splits.test)
     if recipe.task == "heat":
         rule = "heat is not normalised, its score is relative to the value itself; set data.normalize=false"
-        _require(not data.normalize, "data.normalize", data.normalize, rule)
+        require(not data.normalize, "data.normalize", data.normalize, rule)
         for key in ("variables", "targets"):
             rule = f"heat has one field, and noise alone decides what is its target; set data.{key}=null"
-            _require(getattr(data, key) is None, f"data.{key}", getattr(data, key), rule)
+            require(getattr(data, key) is None, f"data.{key}", getattr(data, key), rule)
         return
     if recipe.model.kind == "smoe":
         rule = "only the heat task has a true region map; set model.gate.kind=latent or task=heat"
-        _require(gate.kind != "fixed", "model.gate.kind", gate.kind, rule)
+        require(gate.kind != "fixed", "model.gate.kind", gate.kind, rule)
         rule = "only the heat task has a true region map; set model.gate.region_map=false or task=heat"
-        _require(not gate.region_map, "model.gate.region_map", gate.region_map, rule)
+        require(not gate.region_map, "model.gate.region_map", gate.region_map, rule)
     rule = "only the heat task makes noise; set data.noise=0"
-    _require(data.noise == 0, "data.noise", data.noise, rule)
+    require(data.noise == 0, "data.noise", data.noise, rule)
 
 
 def _check_rates(recipe: schema.Recipe) -> None:
     """No learning rate starts below the lowest one."""
     rule = f"is above optimizer.lr={recipe.optimizer.lr:g}, from which learning rates only fall; lower it"
-    _require(recipe.schedule.min_lr <= recipe.optimizer.lr, "schedule.min_lr", recipe.schedule.min_lr, rule)
+    require(recipe.schedule.min_lr <= recipe.optimizer.lr, "schedule.min_lr", recipe.schedule.min_lr, rule)

@@ -69,13 +69,14 @@ class Damping:
     """How much of the gradient reaches an expert through a wrong selection (paper, "Expert error damping").
 
     Attributes:
-        factor: what the gradient of a wrong selection is multiplied by: 0 (published heat run), 0.1 (also reported).
+        factor: what the gradient of a wrong selection is multiplied by; 0 (published heat command) can leave an expert
+            without any gradient for ever, see docs/heat.md; 0.1 is also reported.
         tolerance: added to the quantile of the error (absolute, in units of the error).
         quantile: share of the selections that is left alone, in (0, 1); null takes the routing loss's, and without
             one there is no damping.
     """
 
-    factor: float = 0.0
+    factor: float = 0.05
     tolerance: float = 1e-3
     quantile: float | None = None
 

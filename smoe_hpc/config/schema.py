@@ -2,7 +2,7 @@
 
 Each dataclass is plain Python (numbers, text, lists) and checks itself when it is made, so that a recipe that exists is
 a recipe that can run. OmegaConf reads YAML and overrides into them (`loading.py`); nothing here knows of torch. The
-rules stand in `checks.py`, the recipes in `smoe_hpc/recipes/`.
+rules stand in `checks.py` and `idle.py`, the recipes in `smoe_hpc/recipes/`.
 
 Dimensions: B batch, C input channels, H rows, W columns, N experts (|E| of the paper), K selected experts (E of the
 paper), F filters per expert. "Paper" is Dryden and Hoefler, Spatial Mixture-of-Experts, NeurIPS 2022.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from smoe_hpc.config import checks
+from smoe_hpc.config import checks, idle
 from smoe_hpc.config.model import Model
 
 
@@ -205,3 +205,4 @@ class Recipe:
 
     def __post_init__(self) -> None:
         checks.check_recipe(self)
+        idle.check_idle(self)

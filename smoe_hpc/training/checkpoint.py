@@ -41,7 +41,7 @@ class Saved:
         path: its folder.
         step: optimiser step after which it was taken.
         state: the small state that was given to `Checkpoints.save`.
-        identity: what must fit besides tensors: ``recipe`` (hash) and ``grid``.
+        identity: what must fit besides tensors: ``recipe`` (hash), ``grid`` and ``data.<split>`` (digests).
         tensors: {name: (shape, dtype)}.
     """
 
@@ -85,7 +85,7 @@ class Checkpoints:
             step: optimiser steps done.
             tensors: whole tensors, equal on every rank; the ranks share the writing.
             state: plain JSON values.
-            identity: ``recipe`` and ``grid``, checked at load.
+            identity: see `Saved`; checked at load and when a run goes on.
             best: step of the best checkpoint, which stays.
 
         Raises:

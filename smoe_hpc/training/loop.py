@@ -30,7 +30,7 @@ from smoe_hpc.training.progress import Watch
 from smoe_hpc.training.run_directory import identity_of
 from smoe_hpc.training.scoring import score
 from smoe_hpc.training.signals import Requests, RunInterrupted
-from smoe_hpc.training.state import all_tensors, grid_in_words
+from smoe_hpc.training.state import all_tensors, data_identity, grid_in_words
 from smoe_hpc.training.task import Task
 
 READ_BACK = 50  # steps whose losses stay on the device before they are read together
@@ -48,6 +48,9 @@ class Loop:
         log: what to write down.
         watch: what to show.
         processes: the ranks; every method is collective over them.
+
+    Raises:
+        RunError: a position that the task's data cannot have led to.
     """
 
     def __init__(
@@ -66,7 +69,13 @@ class Loop:
         self._checkpoints, self._log, self._watch, self._processes = checkpoints, log, watch, processes
         self._samples = task.samples("train")
         self._epoch_steps = steps_per_epoch(len(self._samples), recipe.training.batch)
-        self._identity = {"recipe": identity_of(recipe), "grid": grid_in_words(task)}
+        self.identity = {"recipe": identity_of(recipe), "grid": grid_in_words(task), **data_identity(task)}
+        if position.step != position.epoch * self._epoch_steps + position.in_epoch or position.in_epoch > self._epoch_steps:
+            raise RunError(
+                f"step {position.step}, which is step {position.in_epoch} of epoch {position.epoch}, is impossible in epochs "
+                f"of {self._epoch_steps} steps: the run was trained on another number of samples than the "
+                f"{len(self._samples)} there; put its data back, or train under another --run-name"
+            )
         self._records = StepRecords(processes, recipe.run.log_every)
         self._saved_step = position.step
         self._saved_at = self._began = self._read_at = time.monotonic()
@@ -273,6 +282,6 @@ class Loop:
         began = time.monotonic()
         state = {"position": self.position.as_dict(), "log": self._log.sizes()}
         tensors = all_tensors(self._engine)
-        self._checkpoints.save(self.position.step, tensors, state, self._identity, self.position.plateau.best_step)
+        self._checkpoints.save(self.position.step, tensors, state, self.identity, self.position.plateau.best_step)
         self._saved_step, self._saved_at = self.position.step, time.monotonic()
         self._log.timing(step=self.position.step, checkpoint_seconds=self._saved_at - began)

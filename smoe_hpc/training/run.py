@@ -15,19 +15,20 @@ from typing import Any
 import torch
 
 from smoe_hpc.config import Recipe
+from smoe_hpc.errors import RunError
 from smoe_hpc.training import files
 from smoe_hpc.training.checkpoint import Checkpoints
 from smoe_hpc.training.engine import Engine
 from smoe_hpc.training.loop import Loop
 from smoe_hpc.training.memory import keep_freed_memory
 from smoe_hpc.training.metrics import Log
-from smoe_hpc.training.position import resume_state
+from smoe_hpc.training.position import Position, resume_state
 from smoe_hpc.training.processes import Processes, join
 from smoe_hpc.training.progress import Watch
 from smoe_hpc.training.run_directory import RunDirectory
 from smoe_hpc.training.scoring import score
 from smoe_hpc.training.signals import Requests
-from smoe_hpc.training.state import grid_in_words, load_everything, load_model, model_tensors
+from smoe_hpc.training.state import data_identity, grid_in_words, load_everything, load_model, model_tensors, store_of
 from smoe_hpc.training.task import Scores, Task
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ def train(recipe: Recipe, task: Task, *, run_dir: str | Path, resume: bool = Tru
         {split: {region: {score: value}}} of the best checkpoint, for validation and test; also in scores.json.
 
     Raises:
-        RunError: the folder is in use or belongs to another recipe; a loss is not finite.
+        RunError: the folder is in use, belongs to another recipe or to other data, or has been trained for longer than
+            the recipe asks; a loss is not finite.
         RunInterrupted: a signal asked to stop.
         CheckpointError: a checkpoint cannot be written, or those there are damaged or of another model.
         DataError: the data cannot be read.
@@ -59,12 +61,51 @@ def train(recipe: Recipe, task: Task, *, run_dir: str | Path, resume: bool = Tru
     run = RunDirectory(Path(run_dir))
     with contextlib.ExitStack() as held:
         processes.on_first(lambda: _enter(held, run))
-        processes.on_first(lambda: run.claim(recipe, resume))
-        scores = processes.on_first(lambda: run.finished_scores(recipe))
+        processes.on_first(lambda: run.check(recipe, resume))
+        scores = processes.on_first(lambda: _scores_of_ended(recipe, task, run))
         if scores is None:
             held.enter_context(_arithmetic(recipe, processes))
             scores = _train(recipe, task, run, processes, progress)
         return scores
+
+
+def _scores_of_ended(recipe: Recipe, task: Task, run: RunDirectory) -> dict[str, Scores] | None:
+    """Scores of a run that has nothing more to do, of this recipe and these data; else None."""
+    ended, scores = run.ended_at(), run.finished_scores(recipe)
+    if ended is None or scores is None:
+        return None
+    position, identity = ended
+    _refuse_beyond(recipe, run, position)
+    _refuse_other_data(task, run, identity)
+    run.claim(recipe)
+    return scores
+
+
+def _refuse_beyond(recipe: Recipe, run: RunDirectory, position: Position) -> None:
+    """RunError if the run has gone on for longer than the recipe asks: what it has would pass for a shorter run."""
+    steps, epochs = recipe.training.max_steps, recipe.training.epochs
+    begun = position.epoch + (position.in_epoch > 0)
+    if steps is not None and position.step > steps:
+        key, asked, least = "max_steps", steps, position.step
+    elif begun > epochs:
+        key, asked, least = "epochs", epochs, begun
+    else:
+        return
+    raise RunError(
+        f"run directory {run.path} is at step {position.step} in epoch {position.epoch}, beyond training.{key}={asked}; "
+        f"train under another --run-name, or give the old limit (training.{key}={least} or more)"
+    )
+
+
+def _refuse_other_data(task: Task, run: RunDirectory, identity: dict[str, str]) -> None:
+    """RunError if a split holds other data than the run has been trained on."""
+    for key, digest in data_identity(task).items():
+        if identity.get(key, digest) != digest:
+            split = key.removeprefix("data.")
+            raise RunError(
+                f"run directory {run.path} belongs to other {split} data than {store_of(task, split).path} holds now; put "
+                "its data back, or train under another --run-name"
+            )
 
 
 def _enter(held: contextlib.ExitStack, run: RunDirectory) -> None:
@@ -73,12 +114,16 @@ def _enter(held: contextlib.ExitStack, run: RunDirectory) -> None:
 
 def _train(recipe: Recipe, task: Task, run: RunDirectory, processes: Processes, progress: bool) -> dict[str, Scores]:
     checkpoints = Checkpoints(run.checkpoints, processes, recipe.run.keep)
+    saved = checkpoints.newest()
+    position, sizes = resume_state(saved)
+    processes.on_first(lambda: _refuse_beyond(recipe, run, position))
+    if saved is not None:
+        processes.together(lambda: _refuse_other_data(task, run, saved.identity))
+    processes.on_first(lambda: run.claim(recipe))
     processes.on_first(run.reopen)
     processes.on_first(checkpoints.clear_partial)
     torch.manual_seed(recipe.training.seed)  # a model that draws from torch's generator starts alike on every rank
     engine = Engine(task.build_model(), recipe, processes)
-    saved = checkpoints.newest()
-    position, sizes = resume_state(saved)
     if saved is not None:
         load_everything(engine, saved, task)
     total = _steps_at_most(recipe, task)
@@ -116,7 +161,7 @@ def _write_results(
     weights = {name.removeprefix("model."): t.detach().cpu().contiguous() for name, t in model_tensors(engine).items()}
     about = json.dumps({"recipe": recipe.name, "step": best, "grid": grid_in_words(task)})
     files.write_whole(run.weights, save(weights, metadata={"smoe_hpc": about}))  # one key: safetensors orders several at random
-    run.finish(recipe, reason, loop.position.step, best, scores)
+    run.finish(recipe, reason, loop.position, best, scores, loop.identity)
     if recipe.run.pictures:
         try:
             task.pictures(run.path, engine.model)

@@ -6,7 +6,7 @@
     lock             held by rank 0 while it trains; says who holds it
     metrics.jsonl    per step, epoch and validation (timing.jsonl: how fast)
     checkpoints/     step_N
-    finished.json    why training ended, and the best step
+    finished.json    why training ended, where, on which data, and the best step
     scores.json      {split: {region: {score: value}}}
     weights.safetensors
 """
@@ -26,6 +26,7 @@ from typing import Any
 from smoe_hpc.config import Recipe, load_recipe, to_yaml
 from smoe_hpc.errors import ConfigError, RunError
 from smoe_hpc.training import files
+from smoe_hpc.training.position import Position
 from smoe_hpc.training.task import Scores
 
 # A change of these does not make it another experiment: it may go on longer, or be written down otherwise.
@@ -69,8 +70,8 @@ class RunDirectory:
             file.flush()
             yield
 
-    def claim(self, recipe: Recipe, resume: bool) -> None:
-        """Make the folder this recipe's, or find that it is.
+    def check(self, recipe: Recipe, resume: bool) -> None:
+        """Find out whether the folder may become, or is, this recipe's; nothing is written.
 
         Raises:
             RunError: the folder belongs to a recipe with other values (it names them), or holds a run and ``resume`` is
@@ -87,6 +88,9 @@ class RunDirectory:
                     f"run directory {self.path} belongs to another recipe: {shown}{more}; "
                     "choose another name for this one, or give the same values"
                 )
+
+    def claim(self, recipe: Recipe) -> None:
+        """Make the folder this recipe's, once `check` found that it may be."""
         self.checkpoints.mkdir(exist_ok=True)
         files.write_whole(self._config, to_yaml(recipe).encode())
 
@@ -114,11 +118,38 @@ class RunDirectory:
         """Forget that the run had ended."""
         self._finished.unlink(missing_ok=True)
 
-    def finish(self, recipe: Recipe, reason: str, step: int, best_step: int, scores: dict[str, Scores]) -> None:
-        """Write the scores and why training ended ("epochs", "max_steps", "early_stop", "stop_at_score")."""
+    def ended_at(self) -> tuple[Position, dict[str, str]] | None:
+        """Where a run that has ended stands, and the identity of its data; None of a run that has not."""
+        if not self._finished.exists():
+            return None
+        ended = json.loads(self._finished.read_text())
+        where = Position(step=ended["step"], epoch=ended.get("epoch", 0), in_epoch=ended.get("in_epoch", 0))
+        return where, ended.get("identity", {})
+
+    def finish(
+        self,
+        recipe: Recipe,
+        reason: str,
+        position: Position,
+        best_step: int,
+        scores: dict[str, Scores],
+        identity: dict[str, str],
+    ) -> None:
+        """Write down how training ended.
+
+        Args:
+            recipe: of the run.
+            reason: "epochs", "max_steps", "early_stop" or "stop_at_score".
+            position: where.
+            best_step: step of the best checkpoint.
+            scores: of that checkpoint.
+            identity: what checkpoints keep of recipe, grid and data.
+        """
         files.write_json(self._scores, scores)
         limit = None if reason == "early_stop" else getattr(recipe.training, reason)
-        files.write_json(self._finished, {"reason": reason, "limit": limit, "step": step, "best_step": best_step})
+        where = {"step": position.step, "epoch": position.epoch, "in_epoch": position.in_epoch}
+        ended = {"reason": reason, "limit": limit, **where, "best_step": best_step, "identity": identity}
+        files.write_json(self._finished, ended)
 
     def best_step(self) -> int | None:
         """Step of the best checkpoint of a run that has ended, else None."""

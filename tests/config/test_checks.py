@@ -1,6 +1,6 @@
 import pytest
 
-from smoe_hpc.config import Gate, Model, check_world, load_recipe
+from smoe_hpc.config import Gate, Model, check_world, load_recipe, recipe_names
 from smoe_hpc.errors import ConfigError
 
 HEAT = [
@@ -39,7 +39,10 @@ HEAT = [
     ("model.routing_loss.load=0.1", "set model.gate.noise=shared"),
     ("model.damping.factor=2", "must lie in 0 to 1"),
     ("model.damping.quantile=0", "must lie between 0 and 1"),
-    ("model={routing_loss: null, damping: {factor: 0.1}}", "set model.damping.quantile=0.5 or model.damping=null"),
+    (
+        "model={weighted: true, routing_loss: null, damping: {factor: 0.1}}",
+        "set model.damping.quantile=0.5 or model.damping=null",
+    ),
     # optimiser, schedule
     ("optimizer.lr=-1e-3", "optimizer.lr=-0.001: must be a finite number above 0, e.g. optimizer.lr=0.001"),
     ("optimizer.lr=.nan", "finite"),
@@ -123,3 +126,51 @@ def test_a_world_that_cannot_share_the_batch():
         check_world(recipe, 3)
     with pytest.raises(ConfigError, match=r"set training\.batch=128"):
         check_world(recipe, 64)
+
+
+SHARED = "where the gate's values depend on the sample"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("heat_smoe_coordconv_multi_gate", [], "model.gate.kind=coordconv_multi: its batch normalisation sees a micro-batch"),
+        ("heat_smoe_conv_gate", ["model.routing_loss.importance=0.1"], f"model.routing_loss.importance=0.1: .* {SHARED}"),
+        ("heat_smoe_conv_gate", ["model.routing_loss.spatial_agreement=1"], "set model.routing_loss.spatial_agreement=0"),
+        (
+            "heat_smoe",
+            ["model.gate.noise=per_sample", "model.routing_loss.load=0.1"],
+            f"model.routing_loss.load=0.1: is not linear in the batch {SHARED}",
+        ),
+    ],
+)
+def test_what_depends_on_how_a_batch_is_shared(recipe: str, overrides: list[str], message: str):
+    check_world(load_recipe(recipe, overrides), 1)
+    for accumulation, world, shared in ((1, 2, "2 processes x .*=1"), (2, 1, "1 process x .*=2"), (2, 4, "4 processes")):
+        loaded = load_recipe(recipe, [*overrides, f"training.accumulation={accumulation}"])
+        with pytest.raises(ConfigError, match=message) as caught:
+            check_world(loaded, world)
+        assert "\n" not in str(caught.value), "one line"
+        with pytest.raises(ConfigError, match=shared):
+            check_world(loaded, world)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("heat_smoe_conv_gate", []),
+        ("heat_smoe", ["model.routing_loss.importance=0.1"]),
+        ("heat_smoe", ["model.gate.noise=shared", "model.routing_loss.load=0.1"]),
+        ("heat_smoe", ["model.gate.noise=per_sample"]),
+        ("heat_noisy", []),
+        ("heat_conv2", []),
+        ("uk_t2m_smoe", []),
+    ],
+)
+def test_what_a_shared_batch_leaves_as_it_is(recipe: str, overrides: list[str]):
+    check_world(load_recipe(recipe, [*overrides, "training.accumulation=2"]), 2)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_for_one_process(name: str):
+    check_world(load_recipe(name), 1)

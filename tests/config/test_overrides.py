@@ -19,7 +19,8 @@ def test_values_are_yaml():
 
 
 def test_nested_optional_sections():
-    assert load_recipe("heat_smoe", ["model.routing_loss=null", "model.damping=null"]).model.routing_loss is None
+    nothing = ["model.weighted=true", "model.routing_loss=null", "model.damping=null"]
+    assert load_recipe("heat_smoe", nothing).model.routing_loss is None
     damping = load_recipe("heat_smoe_oracle", ["model.damping.factor=0.1", "model.damping.quantile=.5"]).model.damping
     assert damping is not None
     assert damping.factor == 0.1

@@ -20,9 +20,9 @@ def warnings_of(recipe: str, *overrides: str) -> list[str]:
         ("heat_smoe", []),  # 0.3 at 1/3, as published
         ("heat_smoe", ["model.routing_loss.quantile=balanced"]),
         ("heat_smoe", ["model.routing_loss.quantile=0.4"]),
-        ("heat_smoe", ["model.routing_loss=null", "model.damping=null"]),
+        ("heat_smoe", ["model.weighted=true", "model.routing_loss=null", "model.damping=null"]),
         ("heat_smoe", ["model={channels: [3], routing_loss: {quantile: 0.9}}"]),  # K = N: no routing loss
-        ("heat_conv2", ["model.routing_loss.quantile=0.9"]),  # no gate
+        ("heat_conv2", []),  # no gate
         ("heat_smoe_oracle", ["model.routing_loss.quantile=0.9"]),  # nothing to learn
         ("uk_t2m_smoe", ["model.routing_loss.quantile=0.5"]),
     ],

@@ -141,7 +141,7 @@ def test_the_same_data_are_not_made_twice_and_others_not_replaced_unasked(tmp_pa
     heat.make_heat(tmp_path, **arguments, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(1, 1)]  # only what was missing
     assert paths["train"].stat().st_mtime_ns == stamps["train"]
-    with pytest.raises(DataError, match=r"heat_train.h5 holds other data .*ask to overwrite"):
+    with pytest.raises(DataError, match=r"heat_train.h5 holds other data .*another folder, or .*`smoe-hpc data heat .*--overw"):
         heat.make_heat(tmp_path, **arguments, seed=1)
     heat.make_heat(tmp_path, **arguments, seed=1, overwrite=True)
     assert '"seed": 1' in Store(paths["train"]).attributes["recipe"]

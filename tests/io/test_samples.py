@@ -115,14 +115,46 @@ def test_a_split_of_the_other_kind_and_an_empty_one_are_refused():
         sample_rows(runs, Window((0,), 1), Split("2019-03-01/2019-03-02"))
     with pytest.raises(DataError, match="goes by run but the store has time"):
         sample_rows(every_6_hours(0, 1), Window((0,), 6), Split("0:1"))
-    with pytest.raises(DataError, match="no sample: split '7:9' of 3 fields"):
-        sample_rows(runs, Window((0,), 1), Split("7:9"))
+    with pytest.raises(DataError, match="no sample: split '0:1' of 3 fields"):
+        sample_rows(runs, Window((0,), 5), Split("0:1"))
     with pytest.raises(DataError, match="no sample: 2 fields"):
         sample_rows(every_6_hours(0, 1), Window((0,), 5))
     with pytest.raises(DataError, match="strictly ascend"):
         sample_rows(every_6_hours(1, 0), Window((0,), 6))
     with pytest.raises(DataError, match="windows need time, or run and step"):
         sample_rows({"member": np.arange(3)}, Window((0,), 6))
+
+
+@pytest.mark.parametrize("text", ["0:5000", "40:50", "39:41", "0:40,40:41", "3:4,7:8,50:60"])
+def test_runs_that_are_not_stored_are_refused(text):
+    coords = {"run": np.repeat(np.arange(40), 3), "step": np.tile(np.arange(3), 40)}
+    message = f"split '{text}': runs .* are not all stored; the store has 0:40; give runs within"
+    with pytest.raises(DataError, match=message) as caught:
+        sample_rows(coords, Window((0,), 1), Split(text))
+    assert "\n" not in str(caught.value), "one line"
+
+
+@pytest.mark.parametrize(("text", "samples"), [("0:40", 80), ("39:40", 2), ("0:1,39:40", 4)])
+def test_the_first_and_the_last_run_may_be_asked_for(text, samples):
+    coords = {"run": np.repeat(np.arange(40), 3), "step": np.tile(np.arange(3), 40)}
+    assert len(sample_rows(coords, Window((0,), 1), Split(text))[1]) == samples
+    assert len(sample_rows(coords, Window((0,), 1), None)[1]) == 80
+
+
+def test_the_runs_there_are_stay_short():
+    coords = {"run": np.arange(0, 60, 2), "step": np.zeros(30, int)}
+    with pytest.raises(DataError, match=r"the store has 0:1,2:3,4:5,\.\.\.,56:57,58:59; give runs within"):
+        Split("0:2").mask(coords)
+    with pytest.raises(DataError, match="the store has no run"):
+        Split("0:2").mask({"run": np.zeros(0, int), "step": np.zeros(0, int)})
+
+
+def test_dates_must_meet_the_store_and_need_not_fill_it():
+    coords = every_6_hours(*range(8))  # 31 December 2016 and 1 January 2017
+    assert Split("2016-01-01/2016-12-31").mask(coords).sum() == 4
+    for text in ("2017-01-02/2017-02-01", "2016-12-31/2016-12-31,2017-01-02/2017-02-01"):
+        with pytest.raises(DataError, match=r"2017-01-02/2017-02-01 holds no field; the store has 8 fields \(time 2016-12-31"):
+            Split(text).mask(coords)
 
 
 @pytest.mark.parametrize(("inputs", "lead"), [((), 6), ((0, -6), 6), ((-6, 6), 12), ((0, 0), 6), ((0,), 0), ((0,), -6)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from smoe_hpc.errors import LaunchError
+from smoe_hpc.launch import rendezvous
+from smoe_hpc.launch.ranks import PORTS
 from smoe_hpc.launch.rendezvous import free_port, init_distributed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -45,6 +48,26 @@ def test_alone_and_again_after_shutdown() -> None:
     done = start(sys.executable, WORKER, "again")
     assert_met(done, "single", 1)
     assert len(done.stdout.splitlines()) == 1, "DeepSpeed is silent"
+
+
+def test_alone_no_port_is_chosen_before_it_is_listened_on() -> None:
+    """Two at once can so never meet; a child that finds the variables is alone as well."""
+    done = start(sys.executable, WORKER)
+    assert json.loads(done.stdout)["master_port"] == 0, done.stderr
+    child = start(sys.executable, WORKER, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    assert json.loads(child.stdout)["master_port"] == 0, child.stderr
+
+
+def test_a_chosen_port_is_free_and_not_for_outgoing_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        port = free_port()
+        assert port in PORTS
+        assert max(PORTS) < 32768
+        taken.bind(("", port))
+        taken.listen()
+        monkeypatch.setattr(rendezvous, "PORTS", range(port, port + 1))
+        with pytest.raises(LaunchError, match=f"no port from {port} to {port} is free"):
+            free_port()
 
 
 def test_torchrun() -> None:

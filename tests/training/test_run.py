@@ -7,7 +7,9 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -50,6 +52,69 @@ def test_a_run_that_has_ended_is_not_trained_again_unless_it_may_go_on_longer(tm
     assert quiet_train(tmp_path / "a") == quiet_train(tmp_path / "b")
     for name in ("metrics.jsonl", "weights.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """What a run's folder holds, but for its lock."""
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_a_run_that_went_beyond_the_limit_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    quiet_train(tmp_path, training__max_steps=20)
+    before = contents(tmp_path)
+    with pytest.raises(RunError, match=r"at step 20 in epoch 1, beyond training.max_steps=10; .*--run-name, or .*=20 or more"):
+        quiet_train(tmp_path, training__max_steps=10)
+    with pytest.raises(RunError, match=r"beyond training.epochs=1; .*training.epochs=2 or more"):
+        quiet_train(tmp_path, training__epochs=1)
+    with pytest.raises(RunError, match=r"beyond training.epochs=1"):  # the limit at which it ended is the same
+        quiet_train(tmp_path, training__epochs=1, training__max_steps=20)
+    assert contents(tmp_path) == before
+    (tmp_path / "finished.json").unlink()  # a run that was stopped there
+    with pytest.raises(RunError, match=r"beyond training.max_steps=10"):
+        quiet_train(tmp_path, training__max_steps=10)
+    assert quiet_train(tmp_path, training__max_steps=20) == json.loads((tmp_path / "scores.json").read_text())
+
+
+def stored_task(path: Path, **changes: object) -> toy.ToyTask:
+    """A task whose samples have a store; its test split's has these changes."""
+    task = toy.ToyTask()
+    coords = {"run": np.arange(3), "step": np.arange(3)}
+    same = {"attributes": {"seed": 0}, "coords": coords, "channels": ["heat"], "constants": {"region": np.zeros((6, 5))}}
+    for split in ("train", "validation", "test"):
+        store = SimpleNamespace(path=path / f"{split}.h5", num_samples=3, **same)
+        task.samples(split).store = store  # type: ignore[attr-defined]
+    vars(store).update(changes)
+    return task
+
+
+@pytest.mark.parametrize("steps", [12, 14], ids=["finished", "resumed"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attributes": {"seed": 1}},
+        {"num_samples": 4},
+        {"channels": ["heat", "observed"]},
+        {"coords": {"run": np.arange(3), "step": np.array([0, 1, 3])}},
+        {"constants": {"region": np.ones((6, 5))}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_other_data_are_refused(tmp_path: Path, changes: dict[str, object], steps: int) -> None:
+    first, then = toy.recipe(training__max_steps=12), toy.recipe(training__max_steps=steps)
+    train(first, stored_task(tmp_path), run_dir=tmp_path / "run", progress=False)
+    before = contents(tmp_path)
+    with pytest.raises(RunError, match=r"other test data than .*test.h5 holds now; put its data back, or .*--run-name"):
+        train(then, stored_task(tmp_path, **changes), run_dir=tmp_path / "run", progress=False)
+    assert contents(tmp_path) == before
+    train(then, stored_task(tmp_path), run_dir=tmp_path / "run", progress=False)
+
+
+def test_another_number_of_samples_is_refused_without_a_store_too(tmp_path: Path) -> None:
+    quiet_train(tmp_path, training__max_steps=20)
+    task = toy.ToyTask()
+    task.samples("train").inputs = task.samples("train").inputs[:50]
+    with pytest.raises(RunError, match=r"step 8 of epoch 1, is impossible in epochs of 6 steps: .*the 50 there"):
+        train(toy.recipe(), task, run_dir=tmp_path, progress=False)
 
 
 def test_buffers_are_kept(tmp_path: Path) -> None:
@@ -95,7 +160,7 @@ def test_a_run_directory_in_use_is_refused(tmp_path: Path) -> None:
 def test_what_is_not_a_run_has_no_scores(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run"):
         evaluate(tmp_path, "test", task=toy.ToyTask())
-    RunDirectory(tmp_path).claim(toy.recipe(), True)
+    RunDirectory(tmp_path).claim(toy.recipe())
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         evaluate(tmp_path, "test", task=toy.ToyTask())
 

@@ -70,7 +70,10 @@ class Selection:
 
 
 class ToyTask:
-    """``kind``: "conv" (smooth), "smoe" (routed), "batch" (a layer with buffers), "nan" (the loss breaks at step 7)."""
+    """``kind``: "conv" (smooth), "batch" (a layer with buffers), "nan" (the loss breaks at step 7), or two SMoE layers:
+    "smoe" (latent gates), "smoe_conv_gate" (gates that read the input), "smoe_per_sample" (latent gates with noise of each
+    sample), "smoe_running_mean" (errors over their mean of past steps).
+    """
 
     selection = Selection()
 
@@ -82,13 +85,11 @@ class ToyTask:
 
     def build_model(self) -> nn.Module:
         generator = torch.Generator().manual_seed(self.seed)
-        if self.kind == "smoe":
-            from smoe_hpc.layers import SpatialMoE2d
-
+        if self.kind.startswith("smoe"):
             model: nn.Module = nn.Sequential(
-                SpatialMoE2d(1, 4, 1, GRID, filters_per_expert=2, generator=generator),
+                self._routed(1, 4, filters=2, generator=generator),
                 nn.Tanh(),
-                SpatialMoE2d(2, 3, 1, GRID, generator=generator),
+                self._routed(2, 3, filters=1, generator=generator),
             )
         else:
             middle = nn.BatchNorm2d(self.width) if self.kind == "batch" else nn.Tanh()
@@ -96,6 +97,16 @@ class ToyTask:
             for parameter in model.parameters():
                 nn.init.normal_(parameter, std=0.3, generator=generator)
         return model
+
+    def _routed(self, incoming: int, experts: int, filters: int, generator: torch.Generator) -> nn.Module:
+        from smoe_hpc.layers import RoutingLoss, SpatialMoE2d, make_gate
+
+        kind = "conv" if self.kind == "smoe_conv_gate" else "latent"
+        noise = "per_sample" if self.kind == "smoe_per_sample" else "none"
+        scale = "running_mean" if self.kind == "smoe_running_mean" else "none"
+        gate = make_gate(kind, experts, 1, GRID, in_channels=incoming, noise=noise, noise_seed=experts, generator=generator)
+        options = {"gate": gate, "routing_loss": RoutingLoss(error_scale=scale), "generator": generator}
+        return SpatialMoE2d(incoming, experts, 1, GRID, filters_per_expert=filters, **options)
 
     def samples(self, split: str) -> MemorySamples:
         return self._samples[split]
