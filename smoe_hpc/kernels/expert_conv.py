@@ -37,8 +37,8 @@ def expert_conv2d(x: Tensor, weight: Tensor, indices: Tensor, *, padding: str = 
     Raises:
         ConfigError: input and weights of different dtypes outside autocast.
     """
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        x, weight = (t.to(torch.get_autocast_dtype("cpu")) for t in (x, weight))  # as F.conv2d would
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.float64 not in (x.dtype, weight.dtype):
+        x, weight = (t.to(torch.get_autocast_dtype("cpu")) for t in (x, weight))  # as F.conv2d would, float64 apart
     elif x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise ConfigError(f"input is {x.dtype}, weights are {weight.dtype}; convert one of them, or use torch.autocast")
     padded = pad(x, weight.shape[-1], padding)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smoe_hpc.errors import ConfigError
-from smoe_hpc.layers.padding import check_padding, pad
+from smoe_hpc.kernels.padding import check_padding, pad
 
 
 def start_values(*shape: int, fan_in: int, generator: torch.Generator | None) -> nn.Parameter:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smoe_hpc.kernels.padding import pad
 from smoe_hpc.layers.convolution import GridLayer, start_values
-from smoe_hpc.layers.padding import pad
 
 
 def coordinate_channels(grid: tuple[int, int], padding: str) -> Tensor:

@@ -185,6 +185,7 @@ class Gate(nn.Module):
 
         self.held = {order: Routing(fn(r.indices), r.num_experts) for order, r in self.held.items()}
         self.waiting = {order: Routing(fn(r.indices), r.num_experts) for order, r in self.waiting.items()}
+        self.before = None  # may lie on another device than what comes next
         return super()._apply(keep_precision, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -127,7 +127,7 @@ class PointScore:
 
     def quantity(self, output: Tensor, target: Tensor) -> Tensor:
         """What is averaged: [B, C, H, W]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what it averages")
 
     def finish(self, mean: float) -> float:
         """From the mean to the score."""

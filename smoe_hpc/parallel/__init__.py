@@ -1,1 +1,0 @@
-"""Experts, gates and batches shared among processes."""
