@@ -3,35 +3,88 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.io.layout import FIELDS, open_hdf5
+from smoe_hpc.io.layout import FIELDS
+from smoe_hpc.io.series import Fields, open_store
+from smoe_hpc.io.transforms import NONE, undo
 
 if TYPE_CHECKING:
     import xarray
 
+_DEGREES = {
+    "lat": {"units": "degrees_north", "standard_name": "latitude"},
+    "lon": {"units": "degrees_east", "standard_name": "longitude"},
+}
+
 
 def open_dataset(path: str | Path) -> xarray.Dataset:
-    """A store as an ``xarray.Dataset`` with decoded values, read when they are looked at.
+    """A store, a folder of stores or a pattern as an ``xarray.Dataset`` of physical values, read when looked at.
 
-    ``fields`` [sample or time, channel, lat, lon] is in the channels' units (``units`` over channel); samples are named
-    by ``time``, or by ``run``, ``step`` and ``member``.
+    ``fields`` [sample or time, channel, lat, lon] is float32 in the channels' units (``units`` over channel): decoded,
+    and with transforms undone. Samples are named by ``time``, or by ``run``, ``step`` and ``member``. What is stored as
+    it is stored: ``xarray.open_dataset(file, engine="h5netcdf")``.
 
     Raises:
-        DataError: missing or damaged file, not a store, or xarray and h5netcdf not installed.
+        DataError: missing or damaged file, not a store, or xarray not installed.
     """
-    with open_hdf5(Path(path)) as file:
-        if FIELDS not in file:
-            raise DataError(f"{path} is HDF5 but not a store; open it with xarray.open_dataset itself")
+    store = open_store(path)
     try:
-        import h5netcdf  # noqa: F401
         import xarray
+        from xarray.core.indexing import LazilyIndexedArray
     except ImportError as error:
-        raise DataError("xarray and h5netcdf are needed to look at a store; pip install 'smoe-hpc[convert]'") from error
-    dataset = xarray.open_dataset(path, engine="h5netcdf")
-    dataset = dataset.set_coords([name for name in ("run", "step", "member", "units") if name in dataset])
-    scale, offset = dataset["scale"], dataset["offset"]
-    if (scale != 1).any() or (offset != 0).any():
-        dataset[FIELDS] = dataset[FIELDS] * scale + offset
-    return dataset.drop_vars(["scale", "offset", "constant_dtype"], errors="ignore")
+        raise DataError("xarray is needed to look at a store; pip install 'smoe-hpc[convert]'") from error
+    first = "time" if "time" in store.coords else "sample"
+    degrees = _DEGREES if store.grid.kind == "latlon" else {"lat": {}, "lon": {}}
+    coords: dict[str, Any] = {
+        "channel": store.channels,
+        "lat": ("lat", store.grid.lat, degrees["lat"]),
+        "lon": ("lon", store.grid.lon, degrees["lon"]),
+        "units": ("channel", store.units),
+    }
+    if first == "sample":
+        coords["sample"] = np.arange(store.num_samples)
+    coords |= {name: (first, values) for name, values in store.coords.items()}
+    fields = xarray.Variable((first, "channel", "lat", "lon"), LazilyIndexedArray(_lazy(store)))
+    variables: dict[str, Any] = {FIELDS: fields}
+    if store.constants:
+        coords["constant"] = list(store.constants)
+        stacked = np.stack([values.astype(np.float64) for values in store.constants.values()])
+        variables["constants"] = (("constant", "lat", "lon"), stacked)
+    dataset = xarray.Dataset(variables, coords, store.attributes)
+    dataset.set_close(store.close)
+    return dataset
+
+
+def _lazy(store: Fields) -> Any:
+    """The fields as an array that xarray reads piece by piece."""
+    from xarray.backends import BackendArray
+    from xarray.core import indexing
+
+    class _Fields(BackendArray):
+        shape = (store.num_samples, len(store.channels), *store.grid.shape)
+        dtype = np.dtype(np.float32)
+
+        def __getitem__(self, key: Any) -> np.ndarray:
+            support = indexing.IndexingSupport.OUTER
+            return indexing.explicit_indexing_adapter(key, self.shape, support, lambda outer: _read(store, outer))
+
+    return _Fields()
+
+
+def _read(store: Fields, key: tuple[Any, ...]) -> np.ndarray:
+    """Physical values at whole numbers, slices or rows of numbers along each of the four dimensions."""
+    sizes = (store.num_samples, len(store.channels), *store.grid.shape)
+    rows, places, lat, lon = (np.atleast_1d(np.arange(size)[part]) for size, part in zip(sizes, key, strict=True))
+    names = [store.channels[place] for place in places.tolist()]
+    transforms = [store.transforms[place] for place in places.tolist()]
+    found = np.empty((len(rows), len(places), len(lat), len(lon)), dtype=np.float32)
+    for n, row in enumerate(rows.tolist()):  # one whole sample in memory at a time
+        found[n] = store.read([row], names)[0][:, lat][:, :, lon]
+    for place, transform in enumerate(transforms):
+        if transform != NONE:
+            found[:, place] = undo(transform, found[:, place])
+    return found[tuple(0 if isinstance(part, (int, np.integer)) else slice(None) for part in key)]

@@ -2,29 +2,32 @@
 
 A store is plain HDF5 with dimension scales, which netCDF-4 readers (xarray, ncdump) understand::
 
-    fields     [sample or time, channel, lat, lon] float32, one chunk a sample, fletcher32
-    time       [time] int64 seconds since 1970-01-01        where samples are times
+    fields     [sample or time, channel, lat, lon] float32, float16 or int16, one chunk a sample, fletcher32
+    time       [time] int64 seconds since 1970-01-01        where samples are times, perhaps with member over it
     sample     [sample] int64 0, 1, 2, ...                  otherwise, with run, step, member over it
     channel, units [channel] text;  scale, offset [channel] float64: value = stored * scale + offset
+    transform  [channel] text: none, or log:0.001 where the value is log(1 + x / 0.001) of x in the channel's units
     lat, lon   [lat], [lon] float64
     constants  [constant, lat, lon] float64, named by constant, typed by constant_dtype
     attributes smoe_hpc_store (version of this layout), grid, and what the writer was told (sources, converter, ...)
 
-Chunks are written in order with HDF5's 1.10 chunk index, so that one read finds the offset of every sample.
+Version 1 had float32 and no transform. Chunks are written in order with HDF5's 1.10 chunk index, so that one read finds
+the offset of every sample; they may be compressed (shuffled bytes first, then the compressor, the checksum last).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from smoe_hpc.errors import DataError
 
-VERSION = 1
+VERSION = 2
 FIELDS = "fields"
 VERSION_ATTRIBUTE = "smoe_hpc_store"
 GRID_ATTRIBUTE = "grid"
@@ -33,7 +36,8 @@ PARTIAL_SUFFIX = ".partial"
 COORDINATES = ("time", "run", "step", "member")
 TIME_UNITS = "seconds since 1970-01-01"
 CHECKSUM_BYTES = 4
-STORED_TYPE = np.dtype("<f4")
+SYNTHETIC = "synthetic"
+SUFFIX = ".h5"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -51,6 +55,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def open_hdf5(path: Path) -> h5py.File:
     """Open an HDF5 file for reading, without a file lock where the file system refuses one (a store never changes).
 
+    Chunks are not cached: each passes once, and one that is asked for twice is to be checked twice.
+
     Raises:
         DataError: missing, half-written, truncated, or no HDF5 at all.
     """
@@ -62,11 +68,11 @@ def open_hdf5(path: Path) -> h5py.File:
         raise DataError(f"{path} is a directory; give one store file" + _stores_within(path))
     try:
         try:
-            return h5py.File(path, "r")
+            return h5py.File(path, "r", rdcc_nbytes=0)
         except OSError as error:
             if "lock" not in str(error):
                 raise
-            return h5py.File(path, "r", locking=False)
+            return h5py.File(path, "r", rdcc_nbytes=0, locking=False)
     except OSError as error:
         reason = str(error)
         if "truncated" in reason:
@@ -84,6 +90,15 @@ def truncated(path: Path) -> DataError:
 def _stores_within(folder: Path) -> str:
     names = sorted(path.name for path in folder.glob("*.h5"))
     return f", e.g. {', '.join(names[:5])}" if names else ""
+
+
+def is_synthetic(attributes: Mapping[str, Any]) -> bool:
+    """Whether fields were made up: their writer set ``synthetic``, or says so where it names its sources.
+
+    >>> is_synthetic({"sources": "synthetic: heat diffusion"}), is_synthetic({"sources": "ERA5"})
+    (True, False)
+    """
+    return bool(attributes.get(SYNTHETIC, False)) or str(attributes.get("sources", "")).startswith(SYNTHETIC)
 
 
 def describe_sample(coords: dict[str, np.ndarray], row: int) -> str:
@@ -114,10 +129,21 @@ def check_coords(coords: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if len(set(lengths.values())) > 1 or len(next(iter(lengths.values()))) != 1:
         raise DataError(f"sample coordinates must be rows of one length, not {lengths}")
     time = checked.get("time")
-    if time is not None and len(checked) == 1:
-        steps = np.diff(time)
-        if not (steps > np.timedelta64(0)).all():
-            where = int(np.argmin(steps > np.timedelta64(0)))
-            what = "appears twice" if time[where] == time[where + 1] else f"is followed by {time[where + 1]}"
-            raise DataError(f"times must strictly ascend, but {time[where]} {what}; sort them and drop duplicates")
+    if time is not None and len(time) > 1:
+        _check_times(checked, time)
     return checked
+
+
+def _check_times(coords: dict[str, np.ndarray], time: np.ndarray) -> None:
+    """No sample comes twice, and times ascend: strictly alone, without going back where each has members."""
+    order = np.lexsort([values for name, values in coords.items() if name != "time"] + [time])
+    same = np.ones(len(time) - 1, dtype=bool)
+    for values in coords.values():
+        same &= np.diff(values[order].astype(np.int64)) == 0
+    if same.any():
+        twice = describe_sample(coords, int(order[np.argmax(same)]))
+        raise DataError(f"times must strictly ascend, but {twice.removeprefix('time ')} appears twice; drop one of them")
+    back = np.diff(time) < np.timedelta64(0)
+    if back.any() and set(coords) <= {"time", "member"}:  # forecasts, named by run and step too, overlap in time
+        where = int(np.argmax(back))
+        raise DataError(f"times must strictly ascend, but {time[where]} is followed by {time[where + 1]}; sort them")

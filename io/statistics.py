@@ -1,53 +1,42 @@
 """Mean and standard deviation of each channel: streaming, in float64, exact to rounding.
 
-Moments of slabs are merged by the rule of Chan, Golub and LeVeque (1979), so the result does not depend on how the
-fields are cut, nor on which rank saw which. They are kept as a small JSON file, keyed by channels and split.
+Moments (:mod:`smoe_hpc.io.moments`) are always merged in the same order: fields are cut by how many there are, ranks take
+whole pieces, and everybody merges all pieces. So the result is the same to the bit for any number of ranks. Statistics are
+of stored space (precipitation in the logarithm), which is what models take. They are kept as a small JSON file, keyed by
+the data's digest, channels and split.
 
-Dimensions: n samples of a slab, C channels, H latitude rows, W longitude columns.
+Dimensions: n samples of a slab, C channels, H latitude rows, W longitude columns, R ranks.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from smoe_hpc.errors import DataError
 from smoe_hpc.io import layout
-from smoe_hpc.io.samples import Split
-from smoe_hpc.io.store import Store
+from smoe_hpc.io.atomic import write_text
+from smoe_hpc.io.cache import cache_file
+from smoe_hpc.io.moments import Moments
+from smoe_hpc.io.team import SOLO, Team, share
+from smoe_hpc.io.transforms import NONE
+
+if TYPE_CHECKING:
+    from smoe_hpc.io.samples import Split
+    from smoe_hpc.io.series import Fields
 
 _SLAB_BYTES = 32 << 20
+_PIECES = 256  # that the fields are cut into, at most; a rank takes whole pieces
+_SMALL_BYTES = 4 << 30
 
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Count of values, mean [C] and sum of squared distances from it [C], float64."""
-
-    count: int
-    mean: np.ndarray
-    squares: np.ndarray
-
-    @classmethod
-    def of(cls, fields: np.ndarray) -> Moments:
-        """Moments of one slab [n, C, H, W], in two passes."""
-        values = np.asarray(fields, dtype=np.float64)
-        mean = values.mean(axis=(0, 2, 3))
-        values = values - mean[:, None, None]
-        return cls(values.size // values.shape[1], mean, np.square(values, out=values).sum(axis=(0, 2, 3)))
-
-    def merge(self, other: Moments) -> Moments:
-        """Moments of both together."""
-        count = self.count + other.count
-        apart = other.mean - self.mean
-        mean = self.mean + apart * (other.count / count)
-        squares = self.squares + other.squares + apart**2 * (self.count / count * other.count)
-        return Moments(count, mean, squares)
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,6 +49,7 @@ class Statistics:
         std: likewise, population standard deviation, positive.
         count: values (samples x points) behind each.
         split: the part of the data they were taken from.
+        transforms: one text a channel, what stands between its units and the values here; empty for ``none`` of all.
 
     Raises:
         DataError: a channel that never changes (its std is 0), or lengths that differ.
@@ -70,9 +60,12 @@ class Statistics:
     std: tuple[float, ...]
     count: int
     split: str
+    transforms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not len(self.channels) == len(self.mean) == len(self.std):
+        if not self.transforms:
+            object.__setattr__(self, "transforms", (NONE,) * len(self.channels))
+        if not len(self.channels) == len(self.mean) == len(self.std) == len(self.transforms):
             raise DataError(f"statistics: {len(self.channels)} channels, {len(self.mean)} means, {len(self.std)} stds")
         for name, mean, std in zip(self.channels, self.mean, self.std, strict=True):
             if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
@@ -86,29 +79,48 @@ class Statistics:
         Raises:
             DataError: statistics of another channel set.
         """
+        places = self._places(channels)
+        mean, std = (np.array(values, dtype=np.float32)[places, None, None] for values in (self.mean, self.std))
+        return mean, std
+
+    def select_for(self, store: Fields, channels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std [C] float64 of the named channels, as the store holds them.
+
+        Raises:
+            DataError: statistics of another channel set, or of channels that were transformed otherwise.
+        """
+        places = self._places(channels)
+        for name, place, stored in zip(channels, places, store.channel_indices(channels), strict=True):
+            ours, theirs = self.transforms[place], store.transforms[stored]
+            if ours != theirs:
+                raise DataError(
+                    f"the statistics of {name!r} are of transform {ours!r}, but {store.path} holds {theirs!r}; "
+                    "compute them from the store in use"
+                )
+        return np.array(self.mean, dtype=np.float64)[places], np.array(self.std, dtype=np.float64)[places]
+
+    def _places(self, channels: Sequence[str]) -> list[int]:
         for name in channels:
             if name not in self.channels:
                 raise DataError(
                     f"the statistics are of other channels: they lack {name!r}; {layout.nearest(name, self.channels)}. "
                     "Compute them from the store in use"
                 )
-        places = [self.channels.index(name) for name in channels]
-        mean, std = (np.array(values, dtype=np.float32)[places, None, None] for values in (self.mean, self.std))
-        return mean, std
+        return [self.channels.index(name) for name in channels]
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON file, whole or not at all."""
-        path = Path(path)
-        channels = {n: {"mean": m, "std": s} for n, m, s in zip(self.channels, self.mean, self.std, strict=True)}
+        """Write the JSON file, whole or not at all; safe when several processes do at the same time.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        rows = zip(self.channels, self.mean, self.std, self.transforms, strict=True)
+        channels = {
+            name: {"mean": mean, "std": std} | ({} if transform == NONE else {"transform": transform})
+            for name, mean, std, transform in rows
+        }
         text = json.dumps({"channels": channels, "count": self.count, "split": self.split}, indent=1)
-        partial = path.with_name(path.name + layout.PARTIAL_SUFFIX)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text + "\n")
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+        write_text(Path(path), text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
@@ -121,34 +133,147 @@ class Statistics:
             content = json.loads(Path(path).read_text())
             channels = content["channels"]
             mean, std = (tuple(float(entry[key]) for entry in channels.values()) for key in ("mean", "std"))
-            return cls(tuple(channels), mean, std, int(content["count"]), str(content["split"]))
+            transforms = tuple(str(entry.get("transform", NONE)) for entry in channels.values())
+            return cls(tuple(channels), mean, std, int(content["count"]), str(content["split"]), transforms)
         except OSError as error:
             raise DataError(f"cannot read statistics {path}: {error.strerror}; compute them again") from error
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise DataError(f"{path} does not hold statistics ({error}); compute them again") from error
 
 
-def compute_statistics(store: Store, split: Split, channels: Sequence[str] | None = None) -> Statistics:
-    """Statistics over every stored field of a split (the training split: nothing else may be known to a model).
+def statistics_of(
+    store: Fields,
+    split: Split,
+    channels: Sequence[str] | None = None,
+    team: Team = SOLO,
+    compute: str = "small",
+    progress: Progress | None = None,
+) -> Statistics:
+    """Statistics from the cache beside the data, computed and put there where they are missing.
+
+    Collective over the team, which shares the work; processes that know nothing of each other may also do it at the same
+    time.
 
     Args:
         store: the data.
         split: the fields to go over.
         channels: which channels, all when None.
+        team: who shares the work.
+        compute: ``"small"`` refuses to go over more than 4 GiB here and now; ``"always"`` goes over anything.
+        progress: called with (fields done, fields in all) of this rank.
 
     Raises:
-        DataError: an empty split, an unknown channel, a channel that never changes.
+        DataError: what :func:`compute_statistics` raises; with ``"small"``, large data without cached statistics.
     """
     names = tuple(store.channels if channels is None else channels)
+    places = store.channel_indices(names)
+    path = cache_file(store, "statistics", [split.text, names], ".json")
+    cached = _load_cached(path)
+    if all(team.gather(cached is not None)):  # or else everybody computes, since that is collective
+        assert cached is not None
+        return cached
+    height, width = store.grid.shape
+    size = int(split.mask(store.coords).sum()) * len(places) * height * width * store.encoding.stored_type.itemsize
+    if compute == "small" and size > _SMALL_BYTES:
+        raise DataError(
+            f"statistics of {size / 2**30:,.1f} GiB of {store.path} (split {split.text!r}) are not computed yet; "
+            f"run `smoe-hpc data statistics RECIPE data.store={store.path}` first (srun or mpirun share the work; "
+            "the Slurm scripts do it)"
+        )
+    found = compute_statistics(store, split, names, team, progress)
+    if team.rank == 0:
+        try:
+            found.save(path)
+        except DataError as error:  # they are there all the same, and the next run computes them again
+            warnings.warn(f"{error}; the statistics are used but not kept", stacklevel=2)
+    return found
+
+
+def _load_cached(path: Path) -> Statistics | None:
+    """None too where somebody damaged the file: it is computed anew."""
+    try:
+        return Statistics.load(path)
+    except DataError:
+        return None
+
+
+def compute_statistics(
+    store: Fields,
+    split: Split,
+    channels: Sequence[str] | None = None,
+    team: Team = SOLO,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Statistics over every stored field of a split (the training split: nothing else may be known to a model).
+
+    Collective over the team, which shares the fields; the result is the same on every rank and for any team.
+
+    Args:
+        store: the data.
+        split: the fields to go over.
+        channels: which channels, all when None.
+        team: who shares the work.
+        progress: called with (fields done, fields in all) of this rank.
+
+    Raises:
+        DataError: an empty split, an unknown channel, a channel that never changes, a field that is not finite (named),
+            a file that cannot be read, on whichever rank.
+    """
+    names = tuple(store.channels if channels is None else channels)
+    transforms = tuple(store.transforms[place] for place in store.channel_indices(names))
     rows = np.flatnonzero(split.mask(store.coords))
     if not len(rows):
         raise DataError(f"split {split.text!r} holds no field of {store.path}; nothing to take statistics of")
-    height, width = store.grid.shape
-    slab = max(1, _SLAB_BYTES // (8 * len(names) * height * width))
+    pieces = np.array_split(rows, min(_PIECES, len(rows)))
+    mine = share(len(pieces), team)
+    work: list[Moments] | DataError
+    try:
+        work = _moments(store, [pieces[number] for number in mine], names, progress)
+    except DataError as error:  # raised together below: the others wait in the gather
+        work = error
     total: Moments | None = None
-    for first in range(0, len(rows), slab):
-        moments = Moments.of(store.read(rows[first : first + slab], names))
-        total = moments if total is None else total.merge(moments)
+    for part in team.gather(work):
+        if isinstance(part, DataError):
+            raise part
+        for moments in part:
+            total = moments if total is None else total.merge(moments)
     assert total is not None
     std = np.sqrt(total.squares / total.count)
-    return Statistics(names, tuple(total.mean.tolist()), tuple(std.tolist()), total.count, split.text)
+    return Statistics(names, tuple(total.mean.tolist()), tuple(std.tolist()), total.count, split.text, transforms)
+
+
+def _moments(
+    store: Fields, pieces: list[np.ndarray], names: tuple[str, ...], progress: Progress | None
+) -> list[Moments]:
+    """Moments of each piece (row numbers), gone over in slabs that fit the memory."""
+    height, width = store.grid.shape
+    slab = max(1, _SLAB_BYTES // (4 * len(names) * height * width))
+    fields = np.empty((slab, len(names), height, width), dtype=np.float32)
+    found, done, total = [], 0, sum(len(rows) for rows in pieces)
+    for rows in pieces:
+        moments: Moments | None = None
+        for first in range(0, len(rows), slab):
+            some = rows[first : first + slab]
+            of_slab = Moments.of(store.read(some, names, out=fields[: len(some)]))
+            if not np.isfinite(of_slab.squares).all():
+                raise _not_finite(store, some, names)
+            moments = of_slab if moments is None else moments.merge(of_slab)
+            done += len(some)
+            if progress is not None:
+                progress(done, total)
+        assert moments is not None
+        found.append(moments)
+    return found
+
+
+def _not_finite(store: Fields, rows: np.ndarray, names: tuple[str, ...]) -> DataError:
+    for row in rows.tolist():
+        finite = np.isfinite(store.read([row], names)[0])
+        if not finite.all():
+            channel, i, j = (int(index) for index in np.argwhere(~finite)[0])
+            where = f"channel {names[channel]!r}, lat {store.grid.lat[i]:g}, lon {store.grid.lon[j]:g}"
+            return DataError(
+                f"{store.describe_row(row)}, {where}: the value is not finite; write the file again "
+                f"(`smoe-hpc data verify {store.path}` lists all such values)"
+            )
+    return DataError(f"{store.path}: values are too large for statistics; check their units")

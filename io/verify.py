@@ -1,0 +1,255 @@
+"""Is the data whole? Every chunk is held against its checksum, every value looked at, every time and file accounted for.
+
+The work is shared by a team: each rank takes a stretch of all samples. What is found is the same for any team.
+
+Dimensions: C channels, H latitude rows, W longitude columns, R ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smoe_hpc.errors import DataError
+from smoe_hpc.io import layout
+from smoe_hpc.io.gaps import Gap, find_gaps
+from smoe_hpc.io.index import INDEX, Entry, Index, read_index
+from smoe_hpc.io.quantisation import Quantisation, Rounding, merge_rounding
+from smoe_hpc.io.series import Series, first_sample, store_files
+from smoe_hpc.io.store import Store
+from smoe_hpc.io.team import SOLO, Team, share
+
+_SAMPLED = 64  # samples that the rounding is estimated from
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A sample that cannot be trusted: its file, row and name (time, or run and step), and what is wrong."""
+
+    file: str
+    row: int
+    sample: str
+    error: str
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """Values of one channel of one sample that are NaN or infinite: how many, and where the first stands (degrees)."""
+
+    file: str
+    row: int
+    sample: str
+    channel: str
+    lat: float
+    lon: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Args:
+        path: what was looked at.
+        files: how many.
+        samples: how many in all.
+        bytes: of all files.
+        synthetic: whether the fields were made up.
+        unusable: files that cannot be opened or do not belong together, one sentence each.
+        damaged: samples whose bytes do not fit their checksum.
+        not_finite: NaN and infinity, one entry a sample and channel.
+        index: where the folder and its index contradict each other, one sentence each.
+        unchecked: files without checksums (another tool wrote them), in which damage cannot be seen.
+        gaps: times that are missing; no damage, but windows end there.
+        quantisation: by channel, what storing it in fewer bits costs; empty for float32.
+    """
+
+    path: str
+    files: int
+    samples: int
+    bytes: int
+    synthetic: bool
+    unusable: tuple[str, ...] = ()
+    damaged: tuple[Damage, ...] = ()
+    not_finite: tuple[NotFinite, ...] = ()
+    index: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+    quantisation: dict[str, Quantisation] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it can be trusted."""
+        return not (self.unusable or self.damaged or self.not_finite or self.index)
+
+    def problems(self) -> list[str]:
+        """One sentence for each thing that is wrong, naming file, time and, where there is one, channel."""
+        damaged = [f"{one.error}" for one in self.damaged]
+        not_finite = [
+            f"{one.file} {one.sample} (row {one.row}), channel {one.channel!r}: {one.count} values are not finite, the first "
+            f"at lat {one.lat:g}, lon {one.lon:g}; fill them at the source and write the file again"
+            for one in self.not_finite
+        ]
+        return [*self.unusable, *damaged, *not_finite, *self.index]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one rank found."""
+
+    damaged: list[Damage]
+    not_finite: list[NotFinite]
+    index: list[str]
+    rounding: dict[str, Rounding]
+
+
+def verify(path: str | Path, team: Team = SOLO, progress: Progress | None = None) -> Report:
+    """Look at everything that a store file, a folder or a pattern of them holds; collective over the team.
+
+    Damage is reported, not raised.
+
+    Args:
+        path: what :func:`~smoe_hpc.io.series.open_store` takes. Of a folder all files are looked at, indexed or not.
+        team: who shares the work.
+        progress: called with (samples done, samples in all) of this rank.
+
+    Returns:
+        The report, the same on every rank.
+
+    Raises:
+        DataError: nothing there.
+    """
+    path = Path(path)
+    index, complaints = _read_index(path)
+    paths = store_files(path)
+    if paths == [path] and not path.exists():
+        raise DataError(f"{path} does not exist; give a store file, a folder of them or a pattern")
+    stores, unusable = [], []
+    for one in paths:
+        try:
+            stores.append(Store(one))
+        except DataError as error:
+            unusable.append(str(error))
+    stores.sort(key=first_sample)
+    synthetic = any(layout.is_synthetic(store.attributes) for store in stores)
+    times = [store.coords["time"] for store in stores if "time" in store.coords]
+    try:
+        alike = Series(stores, path).num_samples > 0 if stores else False
+    except DataError as error:
+        alike = False
+        unusable.append(str(error))
+    rounded = alike and stores[0].encoding.dtype != "float32"
+    mine = _look(stores, index, team, rounded, progress)
+    parts = team.gather(mine)
+    quantisation = merge_rounding([part.rounding for part in parts], stores[0]) if rounded else {}
+    for store in stores:
+        store.close()
+    return Report(
+        path=str(path),
+        files=len(paths),
+        samples=sum(store.num_samples for store in stores),
+        bytes=sum(one.stat().st_size for one in paths),
+        synthetic=synthetic,
+        unusable=tuple(unusable),
+        damaged=tuple(one for part in parts for one in part.damaged),
+        not_finite=tuple(one for part in parts for one in part.not_finite),
+        index=(*complaints, *(one for part in parts for one in part.index)),
+        unchecked=tuple(str(store.path) for store in stores if not store.has_checksums),
+        gaps=tuple(find_gaps(np.concatenate(times))) if alike and times else (),
+        quantisation=quantisation,
+    )
+
+
+def _read_index(path: Path) -> tuple[Index | None, list[str]]:
+    """The index of a folder, and where the names and sizes of its files are others than it says."""
+    if not path.is_dir():
+        return None, []
+    try:
+        index = read_index(path)
+    except DataError as error:
+        return None, [str(error)]
+    if index is None:
+        return None, []
+    complaints = []
+    for number in range(len(index.files)):
+        try:
+            index.require_size(path, number)
+        except DataError as error:
+            complaints.append(str(error))
+    listed = {entry.name for entry in index.files}
+    for one in sorted(path.glob("*" + layout.SUFFIX)):
+        if one.name not in listed:
+            remedy = f"move it away, or write the index anew (`smoe-hpc data verify {path} --index`)"
+            complaints.append(f"{one} is not in {path / INDEX} and so is not read; {remedy}")
+    return index, complaints
+
+
+def _look(stores: list[Store], index: Index | None, team: Team, rounded: bool, progress: Progress | None) -> _Part:
+    """This rank's stretch of all samples, and its share of the digests."""
+    part = _Part([], [], [], {})
+    entries = {entry.name: entry for entry in index.files} if index else {}
+    for number in share(len(stores), team):
+        complaint = _compare(stores[number], entries.get(stores[number].path.name))
+        if complaint is not None:
+            part.index.append(complaint)
+    starts = np.cumsum([0, *(store.num_samples for store in stores)])
+    stride = max(1, -(-int(starts[-1]) // _SAMPLED))
+    mine = share(int(starts[-1]), team)
+    for done, row in enumerate(mine, start=1):
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        store, place = stores[number], row - int(starts[number])
+        try:
+            stored = store.read_stored([place], check=True)[0]
+        except DataError as error:
+            sample = layout.describe_sample(store.coords, place)
+            part.damaged.append(Damage(str(store.path), place, sample, str(error)))
+        else:
+            bad = _not_finite(store, place, stored)
+            part.not_finite.extend(bad)
+            if rounded and row % stride == 0 and not bad:
+                Rounding.add_sample(part.rounding, store, stored)
+        if progress is not None:
+            progress(done, len(mine))
+    return part
+
+
+def _compare(store: Store, entry: Entry | None) -> str | None:
+    """What is wrong where a file of the listed size has another digest."""
+    if entry is None or entry.bytes != store.stamp[0]:
+        return None
+    try:
+        if entry.digest == store.digest():
+            return None
+    except DataError as error:
+        return str(error)
+    return (
+        f"{store.path} holds something else than when {INDEX} was written, though its size is the same; "
+        f"restore it, or write the index anew (`smoe-hpc data verify {store.folder} --index`)"
+    )
+
+
+def _not_finite(store: Store, row: int, stored: np.ndarray) -> list[NotFinite]:
+    """Of one sample [C, H, W] as it is stored."""
+    if stored.dtype.kind != "f":
+        return []
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(stored.sum(dtype=np.float32)):  # one sum is not finite as soon as one value is not
+            return []
+    found = []
+    sample = layout.describe_sample(store.coords, row)
+    for channel, values in zip(store.channels, np.isfinite(stored), strict=True):
+        if not values.all():
+            i, j = (int(place) for place in np.argwhere(~values)[0])
+            lat, lon = float(store.grid.lat[i]), float(store.grid.lon[j])
+            found.append(NotFinite(str(store.path), row, sample, channel, lat, lon, int((~values).sum())))
+    return found
