@@ -1,72 +1,39 @@
-"""From rows of a store to batches of tensors, read ahead while the model computes.
+"""The samples of a split, by number: which there are, in which order, and what is in them.
 
-One background thread fetches the next batches (plain reads that let go of Python's lock, and numpy: torch's own threads
-are left to the model). The samples and their order come from :mod:`smoe_hpc.io.samples` and do not depend on the
-thread.
+`Samples` knows everything about its samples but how they are brought in: :mod:`smoe_hpc.io.loader` reads ahead, in
+threads or through DALI. `Samples.fetch` is the short way to a few of them.
 
-Dimensions: B batch, C input channels (input fields x channels, oldest field first), Ct target channels, H latitude
+Dimensions: B batch, S starts, I input fields, L leads, C input channels, Ct target channels, K constants, H latitude
 rows, W longitude columns.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from smoe_hpc.errors import DataError
+from smoe_hpc.io import layout
+from smoe_hpc.io.decoding import Batch, Decoder, Raw, Scaling
+from smoe_hpc.io.fields import FieldReader
 from smoe_hpc.io.grids import Grid
-from smoe_hpc.io.samples import (
-    Split,
-    Window,
-    batch_positions,
-    epoch_order,
-    evaluation_batches,
-    sample_rows,
-    steps_per_epoch,
-)
+from smoe_hpc.io.order import Order, drawn_leads
+from smoe_hpc.io.reading import FrameTable, Reader
+from smoe_hpc.io.samples import Split, Window, refuse_gaps, sample_rows
 from smoe_hpc.io.statistics import Statistics
-from smoe_hpc.io.store import Store
 
-PREFETCH = 2
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Samples side by side.
-
-    Args:
-        inputs: [B, C, H, W].
-        targets: [B, Ct, H, W].
-        ids: [B] int64 number of each sample within its split; -1 where a batch was filled up (all zeros, to be masked).
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    ids: Tensor
-
-    @property
-    def valid(self) -> Tensor:
-        """[B] bool: which entries are samples."""
-        return self.ids >= 0
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """The same on a device; inputs and targets in ``dtype`` when given."""
-        return replace(
-            self,
-            inputs=self.inputs.to(device=device, dtype=dtype),
-            targets=self.targets.to(device=device, dtype=dtype),
-            ids=self.ids.to(device=device),
-        )
+__all__ = ["Batch", "Samples"]
 
 
 class Samples:
-    """The samples of one split, by number.
+    """The samples of one split.
+
+    An *item* is one int64 that names a sample whatever the epoch: the number of its start, or ``start * L + lead index``
+    where each sample has a lead of its own (`Window.mode` "drawn" or "each").
 
     Args:
         store: the data.
@@ -76,36 +43,51 @@ class Samples:
         target_channels: names, all when None; they need not be inputs.
         statistics: what normalises inputs and targets, ``(x - mean) / std`` by channel; None leaves them in their
             units.
+        constants: names of constant fields that follow the inputs, each normalised by its own mean and standard
+            deviation over the grid.
+        order: how an epoch mixes its samples.
+        gaps: "refuse" times that are missing within the split, or "skip" the samples that need them.
 
     Attributes:
-        input_rows: [S, I] and target_rows [S]: rows of the store behind each sample.
-        target_mean, target_std: [Ct, 1, 1] float32 tensors that bring targets back to their units (0 and 1 without
-            statistics).
+        table: rows of the store behind each item.
+        target_mean, target_std: [out_channels, 1, 1] float32 tensors that bring targets back to their units (0 and 1
+            without statistics).
 
     Raises:
-        DataError: no sample in the split, an unknown channel, statistics of other channels.
+        DataError: no sample in the split, an unknown channel or constant, statistics of other channels, times missing
+            where that is refused, a constant that is the same everywhere.
     """
 
     def __init__(
         self,
-        store: Store,
+        store: FieldReader,
         window: Window,
         split: Split | None = None,
         input_channels: Sequence[str] | None = None,
         target_channels: Sequence[str] | None = None,
         statistics: Statistics | None = None,
+        *,
+        constants: Sequence[str] = (),
+        order: Order | None = None,
+        gaps: Literal["refuse", "skip"] = "skip",
     ) -> None:
         self.store, self.window, self.split, self.statistics = store, window, split, statistics
         self.input_channels = list(store.channels if input_channels is None else input_channels)
         self.target_channels = list(store.channels if target_channels is None else target_channels)
-        store.channel_indices([*self.input_channels, *self.target_channels])
-        self.input_rows, self.target_rows = sample_rows(store.coords, window, split)
-        self._input_scaling = _scaling(statistics, self.input_channels)
-        self._target_scaling = _scaling(statistics, self.target_channels)
-        self.target_mean, self.target_std = (torch.from_numpy(part.copy()) for part in self._target_scaling)
+        self.constants, self.order = tuple(constants), Order() if order is None else order
+        places = [store.channel_indices(names) for names in (self.input_channels, self.target_channels)]
+        if gaps == "refuse":
+            refuse_gaps(store.coords, split, store.describe_row)
+        rows = sample_rows(store.coords, window, split)
+        self.table = FrameTable(store, *rows, self.input_channels, self.target_channels, window.leads, window.by_lead)
+        self._input_scaling = Scaling.of(store.encoding.select(places[0]), statistics, self.input_channels)
+        self._target_scaling = Scaling.of(store.encoding.select(places[1]), statistics, self.target_channels)
+        self._constants = _normalised_constants(store, self.constants)
+        self.target_mean, self.target_std = _units(statistics, self.target_channels, self.table.targets_each)
 
     def __len__(self) -> int:
-        return len(self.target_rows)
+        """Samples of an epoch of training: one a start, or one a start and lead."""
+        return self.table.num_items if self.window.mode == "each" else len(self.table.input_rows)
 
     @property
     def grid(self) -> Grid:
@@ -113,124 +95,123 @@ class Samples:
         return self.store.grid
 
     @property
+    def input_rows(self) -> np.ndarray:
+        """[S, I] rows of each start's input fields."""
+        return self.table.input_rows
+
+    @property
+    def target_rows(self) -> np.ndarray:
+        """[S] row of each start's target at the first lead."""
+        return self.table.target_rows[:, 0]
+
+    @property
     def in_channels(self) -> int:
-        """C: channels of ``inputs``."""
-        return len(self.window.inputs) * len(self.input_channels)
+        """Channels of ``inputs``: I * C + K, and one more where each sample has a lead of its own."""
+        return len(self.window.inputs) * len(self.input_channels) + len(self.constants) + int(self.window.by_lead)
 
     @property
     def out_channels(self) -> int:
-        """Ct: channels of ``targets``."""
-        return len(self.target_channels)
+        """Channels of ``targets``: Ct, times L where leads are stacked."""
+        return len(self.target_channels) * self.table.targets_each
 
-    def fetch(self, sample_ids: Sequence[int] | np.ndarray) -> Batch:
-        """The named samples, decoded and normalised, float32 and contiguous.
+    @property
+    def newest(self) -> list[int] | None:
+        """Input channel that holds the newest field of each target; None where an input lacks a target."""
+        if not set(self.target_channels) <= set(self.input_channels):
+            return None
+        first = (len(self.window.inputs) - 1) * len(self.input_channels)
+        places = [first + self.input_channels.index(name) for name in self.target_channels]
+        return places * self.table.targets_each
+
+    @property
+    def target_names(self) -> list[str]:
+        """Name of each target channel, e.g. ``z500``; with its lead, e.g. ``z500_72h``, where several are stacked."""
+        if self.table.targets_each == 1:
+            return list(self.target_channels)
+        unit = "h" if "time" in self.store.coords else "steps"
+        return [f"{name}_{lead}{unit}" for lead in self.window.leads for name in self.target_channels]
+
+    def epoch_items(self, seed: int, epoch: int) -> np.ndarray:
+        """[samples] int64 items of an epoch in the order of training, by (seed, epoch) and nothing else."""
+        starts = len(self.table.input_rows)
+        if not self.window.by_lead:
+            return self.order.starts(starts, seed, epoch)
+        leads = len(self.window.leads)
+        if self.window.mode == "drawn":
+            order = self.order.starts(starts, seed, epoch)
+            return order * leads + drawn_leads(starts, leads, seed, epoch)[order]
+        return self.order.starts(starts * leads, seed, epoch)
+
+    def all_items(self) -> np.ndarray:
+        """Every item once, in the order of the store: what an evaluation goes over (drawn leads too are all evaluated)."""
+        return np.arange(self.table.num_items, dtype=np.int64)
+
+    def describe_item(self, item: int) -> str:
+        """Name a sample for people: its newest input and its lead."""
+        inputs, _, leads = self.table.rows_of(np.array([item], dtype=np.int64))
+        unit = "h" if "time" in self.store.coords else "steps"
+        chosen = (int(leads[0]),) if self.window.by_lead else self.window.leads
+        return f"{self.store.describe_row(int(inputs[0, -1]))} + {', '.join(map(str, chosen))} {unit}"
+
+    def find_not_finite(self, items: Sequence[int] | np.ndarray) -> str | None:
+        """Name the first stored value behind some items that is not finite: file, time, channel, place; None if all are."""
+        inputs, targets, _ = self.table.rows_of(np.asarray(items, dtype=np.int64).reshape(-1))
+        for rows, channels in ((inputs, self.input_channels), (targets, self.target_channels)):
+            for row in np.unique(rows).tolist():
+                values = self.store.read([row], channels)[0]
+                finite = np.isfinite(values)
+                if not finite.all():
+                    channel, i, j = (int(place) for place in np.argwhere(~finite)[0])
+                    where = f"latitude {self.grid.lat[i]:g}, longitude {self.grid.lon[j]:g}"
+                    value = float(values[channel, i, j])
+                    return f"{self.store.describe_row(row)}, channel {channels[channel]}, {where} holds {value}"
+        return None
+
+    def decoder(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:
+        """What makes batches of these samples from what was read."""
+        return Decoder(self.table, self._input_scaling, self._target_scaling, self._constants, device, dtype)
+
+    def fetch(self, items: Sequence[int] | np.ndarray) -> Batch:
+        """The named samples, decoded and normalised, float32 and contiguous, on the CPU.
 
         Args:
-            sample_ids: [B] numbers from 0 to S - 1; -1 gives zeros.
+            items: [B] items; -1 gives zeros.
 
         Raises:
             DataError: a number out of range, or a store that cannot be read.
         """
-        ids = np.array(sample_ids, dtype=np.int64).reshape(-1)
-        if len(ids) and not (int(ids.min()) >= -1 and int(ids.max()) < len(self)):
-            raise DataError(f"sample {int(ids.max())} does not exist; there are {len(self)} (0 to {len(self) - 1})")
-        real = ids >= 0
-        inputs = np.zeros((len(ids), len(self.window.inputs), len(self.input_channels), *self.grid.shape), np.float32)
-        targets = np.zeros((len(ids), len(self.target_channels), *self.grid.shape), np.float32)
-        self._fill(inputs, real, self.input_rows[ids[real]], self.input_channels, self._input_scaling)
-        self._fill(targets, real, self.target_rows[ids[real]], self.target_channels, self._target_scaling)
-        flat = inputs.reshape(len(ids), self.in_channels, *self.grid.shape)
-        return Batch(torch.from_numpy(flat), torch.from_numpy(targets), torch.from_numpy(ids))
-
-    def _fill(
-        self,
-        fields: np.ndarray,
-        real: np.ndarray,
-        rows: np.ndarray,
-        channels: Sequence[str],
-        scaling: tuple[np.ndarray, np.ndarray],
-    ) -> None:
-        shape = (rows.size, len(channels), *self.grid.shape)
-        if real.all():  # the usual batch: read in place
-            values = self.store.read(rows.reshape(-1), channels, out=fields.reshape(shape))
-        else:
-            values = self.store.read(rows.reshape(-1), channels)
-        if self.statistics is not None:
-            mean, std = scaling
-            np.subtract(values, mean, out=values)
-            np.divide(values, std, out=values)
-        if not real.all():
-            fields[real] = values.reshape(-1, *fields.shape[1:])
+        need = self.table.need(np.array(items, dtype=np.int64))
+        stored = self.store.encoding.stored_type
+        frames, targets = (
+            np.empty((len(rows), len(channels), *self.grid.shape), dtype=stored)
+            for rows, channels in ((need.rows, self.input_channels), (need.target_rows, self.target_channels))
+        )
+        Reader(self.table).read(need, frames, targets)
+        header = torch.from_numpy(need.header)
+        return self.decoder()(Raw(torch.from_numpy(frames), torch.from_numpy(targets), header, need.header))
 
 
-def _scaling(statistics: Statistics | None, channels: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _units(statistics: Statistics | None, channels: Sequence[str], times: int) -> tuple[Tensor, Tensor]:
     if statistics is None:
-        shape = (len(channels), 1, 1)
-        return np.zeros(shape, np.float32), np.ones(shape, np.float32)
-    return statistics.select(channels)
+        return torch.zeros(len(channels) * times, 1, 1), torch.ones(len(channels) * times, 1, 1)
+    mean, std = (torch.from_numpy(part.copy()).repeat(times, 1, 1) for part in statistics.select(channels))
+    return mean, std
 
 
-def train_batches(
-    samples: Samples,
-    *,
-    seed: int,
-    epoch: int,
-    start_step: int = 0,
-    global_batch: int,
-    accumulation: int = 1,
-    rank: int = 0,
-    world: int = 1,
-) -> Iterator[Batch]:
-    """One rank's micro-batches of one epoch, from a step on: ``accumulation`` of them make a step.
-
-    The last, incomplete global batch of an epoch is dropped, so every rank has the same number of steps. Close the
-    iterator (or let it be collected) to end its thread early.
+def _normalised_constants(store: FieldReader, names: Sequence[str]) -> Tensor:
+    """[K, H, W] float32.
 
     Raises:
-        DataError: a batch that does not divide, or that the samples do not fill; while iterating, what reading raises.
+        DataError: an unknown constant, or one that is the same everywhere.
     """
-    steps = steps_per_epoch(len(samples), global_batch)
-    order = epoch_order(len(samples), seed, epoch)
-    positions = [
-        batch_positions(len(samples), global_batch, accumulation, rank, world, s) for s in range(start_step, steps)
-    ]
-    return _prefetch(samples.fetch, [order[micro] for step in positions for micro in step])
-
-
-def validation_batches(samples: Samples, *, batch: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """One rank's batches of all samples in order: each sample once over all ranks, equal steps; mask by ``valid``."""
-    return _prefetch(samples.fetch, list(evaluation_batches(len(samples), batch, rank, world)))
-
-
-def _prefetch(fetch: Callable[[np.ndarray], Batch], wanted: Iterable[np.ndarray]) -> Iterator[Batch]:
-    """``map(fetch, wanted)`` with up to ``PREFETCH`` batches made ahead by a thread that ends with the iterator."""
-    made: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCH)
-    stop = threading.Event()
-
-    def work() -> None:
-        try:
-            for ids in wanted:
-                batch = fetch(ids)
-                if stop.is_set():
-                    return
-                made.put(batch)
-                if stop.is_set():
-                    return
-            made.put(None)
-        except BaseException as error:  # the consumer raises it
-            made.put(error)
-
-    thread = threading.Thread(target=work, name="smoe-prefetch", daemon=True)
-    thread.start()
-    try:
-        while (batch := made.get()) is not None:
-            if isinstance(batch, BaseException):
-                raise batch
-            yield batch
-    finally:
-        stop.set()
-        while thread.is_alive():  # it may wait for room in the queue
-            try:
-                made.get_nowait()
-            except queue.Empty:
-                thread.join(0.005)
+    fields = np.empty((len(names), *store.grid.shape), dtype=np.float32)
+    for place, name in enumerate(names):
+        if name not in store.constants:
+            known = layout.nearest(name, store.constants) if store.constants else "it has none"
+            raise DataError(f"{store.path} has no constant {name!r}; {known}. Leave it out of data.constants")
+        values = store.constants[name].astype(np.float64)
+        spread = float(values.std())
+        if not spread > 0:
+            raise DataError(f"constant {name!r} of {store.path} tells no place from another; leave it out of data.constants")
+        fields[place] = (values - values.mean()) / spread
+    return torch.from_numpy(fields)

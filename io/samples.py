@@ -1,18 +1,18 @@
-"""Which stored fields make a sample, and which samples make a batch.
+"""Which stored fields make a sample.
 
-A sample is a few input fields before and at its start, and one target field after it. All of them must be stored, in
-one run and in one split; a window that would cross a gap, the end of a run or the edge of a split is not a sample. The
-order of samples is a pure function of (seed, epoch), and each rank takes its part of every global batch: nothing here
-depends on what happened before, so a run can be resumed at any step with any number of ranks. No file is opened here.
+A sample is a few input fields before and at its start, and one or several target fields after it. All of them must be
+stored, in one run and in one split; a window that would cross a gap, the end of a run or the edge of a split is not a
+sample. The order of samples and their shares by rank stand in :mod:`smoe_hpc.io.order`. No file is opened here.
 
-Dimensions: T stored fields, S samples, I input fields, B global batch, R ranks, A accumulated micro-batches.
+Dimensions: T stored fields, S starts of samples, I input fields, L leads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from typing import Literal
 
 import numpy as np
 
@@ -28,18 +28,45 @@ class Window:
 
     Args:
         inputs: where the input fields lie, ascending, none after 0, e.g. ``(-12, -6, 0)`` or ``(0,)``.
-        lead: from the start to the target, positive, e.g. ``72`` or ``1``.
+        leads: from the start to the targets, positive and ascending, e.g. ``(24, 72)``; a single number is one lead.
+        mode: what several leads make: "stacked" puts the targets of all of them into one sample, side by side as
+            channels; "drawn" gives a start one lead in each epoch, another in the next; "each" makes a sample of every
+            start with every lead (how a model trained on drawn leads is evaluated). Starts are always those for which
+            every lead is stored.
     """
 
     inputs: tuple[int, ...]
-    lead: int
+    leads: tuple[int, ...]
+    mode: Literal["stacked", "drawn", "each"] = "stacked"
 
     def __post_init__(self) -> None:
+        leads = (self.leads,) if isinstance(self.leads, int | np.integer) else self.leads
         object.__setattr__(self, "inputs", tuple(int(i) for i in self.inputs))
+        object.__setattr__(self, "leads", tuple(int(lead) for lead in leads))
         if not self.inputs or list(self.inputs) != sorted(set(self.inputs)) or self.inputs[-1] > 0:
             raise DataError(f"window.inputs={self.inputs}: they must ascend and end at or before 0; try (-12, -6, 0)")
-        if self.lead <= 0:
-            raise DataError(f"window.lead={self.lead}: the target lies after the start; give a positive lead, e.g. 72")
+        if not self.leads or self.leads[0] <= 0 or list(self.leads) != sorted(set(self.leads)):
+            raise DataError(
+                f"window.leads={self.leads}: targets lie after the start, in ascending order; give positive leads, e.g. 72"
+            )
+        if self.mode not in ("stacked", "drawn", "each"):
+            raise DataError(f"window.mode={self.mode!r} is not known; choose stacked, drawn or each")
+
+    @property
+    def lead(self) -> int:
+        """The only lead.
+
+        Raises:
+            DataError: there are several.
+        """
+        if len(self.leads) > 1:
+            raise DataError(f"the window has {len(self.leads)} leads {self.leads}, not one")
+        return self.leads[0]
+
+    @property
+    def by_lead(self) -> bool:
+        """Whether each sample has one lead of its own."""
+        return self.mode != "stacked"
 
 
 @dataclass(frozen=True)
@@ -82,7 +109,11 @@ class Split:
         return parts
 
     def mask(self, coords: Mapping[str, np.ndarray]) -> np.ndarray:
-        """[T] bool: which stored fields belong to the split.
+        """[T] bool: which stored fields belong to the split; raises as `parts_of` does."""
+        return self.parts_of(coords) >= 0
+
+    def parts_of(self, coords: Mapping[str, np.ndarray]) -> np.ndarray:
+        """[T] int64: which part of the split each stored field belongs to, the first that holds it; -1 for none.
 
         Raises:
             DataError: dates asked of a store of runs, or the reverse; a part whose first or last run is not stored, or
@@ -95,8 +126,8 @@ class Split:
             other = "run numbers such as 0:1000" if by_date else "dates such as 2019-03-01/2019-03-23"
             raise DataError(f"split {self.text!r} goes by {name} but the store has {', '.join(coords)}; give {other}")
         values = coords[name]
-        mask = np.zeros(len(values), dtype=bool)
-        for first, end in parts:
+        part_of = np.full(len(values), -1, dtype=np.int64)
+        for number, (first, end) in enumerate(parts):
             inside = (values >= first) & (values < end)
             if by_date and not inside.any():
                 raise DataError(
@@ -108,8 +139,8 @@ class Split:
                     f"split {self.text!r}: runs {first}:{end} are not all stored; the store has {_stored_runs(values)}; "
                     "give runs within"
                 )
-            mask |= inside
-        return mask
+            part_of[inside & (part_of < 0)] = number
+        return part_of
 
 
 def sample_rows(
@@ -124,31 +155,23 @@ def sample_rows(
         split: where all of them must lie; everywhere when None.
 
     Returns:
-        Input rows [S, I] and target rows [S], int64, samples in the order of the store.
+        Input rows [S, I] and target rows [S, L], int64, samples in the order of the store.
 
     Raises:
         DataError: coordinates out of order, or not one whole window among them.
 
     >>> time = np.datetime64("2016-02-28T00") + 6 * np.arange(8) * np.timedelta64(1, "h")
-    >>> sample_rows({"time": time}, Window(inputs=(-6, 0), lead=12))[1]
+    >>> sample_rows({"time": time}, Window(inputs=(-6, 0), leads=12))[1].ravel()
     array([3, 4, 5, 6, 7])
     >>> runs = {"run": np.array([0, 0, 0, 1, 1]), "step": np.array([0, 1, 2, 0, 1])}
-    >>> sample_rows(runs, Window(inputs=(0,), lead=1))[1]  # row 3 starts another run: never a target
+    >>> sample_rows(runs, Window(inputs=(0,), leads=1))[1].ravel()  # row 3 starts another run: never a target
     array([1, 2, 4])
     """
-    offsets = np.array([*window.inputs, window.lead], dtype=np.int64)
-    if "time" in coords:
-        place = coords["time"].astype("datetime64[s]").astype(np.int64)
-        offsets = offsets * SECONDS_PER_HOUR
-    elif "run" in coords and "step" in coords:
-        step = np.asarray(coords["step"], dtype=np.int64)
-        reach = int(np.ptp(step)) + int(np.abs(offsets).max()) + 1 if len(step) else 1
-        place = np.asarray(coords["run"], dtype=np.int64) * 2 * reach + step  # too far apart for a window to join runs
-    else:
-        raise DataError(f"samples are named by {', '.join(coords)}; windows need time, or run and step")
+    offsets = np.array([*window.inputs, *window.leads], dtype=np.int64)
+    place, unit = _places(coords, int(np.abs(offsets).max()))
     if not (np.diff(place) > 0).all():
         raise DataError("samples must strictly ascend in time, or by run and step; write the store in that order")
-    wanted = place[:, None] + offsets  # [T, I + 1]: one candidate per stored start
+    wanted = place[:, None] + offsets * unit  # [T, I + L]: one candidate per stored start
     rows = np.minimum(np.searchsorted(place, wanted), len(place) - 1)
     whole = (place[rows] == wanted).all(axis=1) if len(place) else np.zeros(0, dtype=bool)
     if split is not None:
@@ -156,7 +179,49 @@ def sample_rows(
     if not whole.any():
         where = f"split {split.text!r} of {_extent(coords)}" if split else _extent(coords)
         raise DataError(f"no sample: {where} never holds {window}; check the split and the store's time step")
-    return rows[whole, :-1], rows[whole, -1]
+    count = len(window.inputs)
+    return rows[whole, :count], rows[whole, count:]
+
+
+def _places(coords: Mapping[str, np.ndarray], reach: int) -> tuple[np.ndarray, int]:
+    """Where each field lies on one line [T] int64, runs too far apart for ``reach`` to join them; and the line's unit."""
+    if "time" in coords:
+        return coords["time"].astype("datetime64[s]").astype(np.int64), SECONDS_PER_HOUR
+    if "run" not in coords or "step" not in coords:
+        raise DataError(f"samples are named by {', '.join(coords)}; windows need time, or run and step")
+    step = np.asarray(coords["step"], dtype=np.int64)
+    apart = 2 * (int(np.ptp(step)) + reach + 1) if len(step) else 1
+    return np.asarray(coords["run"], dtype=np.int64) * apart + step, 1
+
+
+def refuse_gaps(coords: Mapping[str, np.ndarray], split: Split | None, describe: Callable[[int], str]) -> None:
+    """See that no field is missing between two fields of one part of a split, or of one run.
+
+    Args:
+        coords: as `sample_rows` takes them.
+        split: the part of the store that must be whole; all of it when None.
+        describe: names a row to a person, with its file.
+
+    Raises:
+        DataError: a hole; it names the fields around the first and how much is missing.
+    """
+    place, unit = _places(coords, 0)
+    part = np.zeros(len(place), dtype=np.int64) if split is None else split.parts_of(coords)
+    if "time" not in coords:
+        part = np.where(part < 0, part, coords["run"])
+    apart = np.diff(place)
+    within = (part[1:] == part[:-1]) & (part[1:] >= 0)
+    if not within.any():
+        return
+    usual = int(apart[within].min())
+    holes = np.flatnonzero(within & (apart > usual))
+    if len(holes):
+        row, missing = int(holes[0]), int((apart[holes] // usual - 1).sum())
+        what, step = ("times", f"{usual / unit:g} h") if "time" in coords else ("steps", str(usual))
+        raise DataError(
+            f"{missing} {what} are missing, the first between {describe(row)} and {describe(row + 1)}, where fields lie "
+            f"{step} apart; add them to the data, or set data.gaps=skip to leave out the samples that need them"
+        )
 
 
 def _extent(coords: Mapping[str, np.ndarray]) -> str:
@@ -177,79 +242,3 @@ def _stored_runs(values: np.ndarray) -> str:
     ranges = np.split(runs, np.flatnonzero(np.diff(runs) > 1) + 1)
     texts = [f"{run[0]}:{run[-1] + 1}" for run in ranges]
     return ",".join(texts if len(texts) <= 6 else [*texts[:3], "...", *texts[-2:]])
-
-
-def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """[S] int64: every sample once, shuffled by (seed, epoch) and nothing else.
-
-    Sorting a counter-based generator's raw numbers, unlike a library's shuffle, gives the same order in every version.
-
-    >>> epoch_order(5, seed=0, epoch=0).tolist(), epoch_order(5, seed=0, epoch=1).tolist()
-    ([0, 3, 1, 2, 4], [3, 4, 2, 1, 0])
-    """
-    raw = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_samples)
-    return np.argsort(raw, kind="stable").astype(np.int64)
-
-
-def steps_per_epoch(num_samples: int, global_batch: int) -> int:
-    """Whole batches in an epoch; what is left over waits for another epoch's order.
-
-    Raises:
-        DataError: not even one whole batch.
-    """
-    if num_samples < global_batch:
-        raise DataError(f"{num_samples} samples do not fill one batch of {global_batch}; lower training.batch")
-    return num_samples // global_batch
-
-
-def batch_positions(
-    num_samples: int, global_batch: int, accumulation: int, rank: int, world: int, step_in_epoch: int
-) -> np.ndarray:
-    """Positions in the epoch's order that one rank takes in one step.
-
-    Returns:
-        [A, B / (R A)] int64, one row a micro-batch. Those of all ranks, flattened and concatenated by rank, are the
-        batch of a single process: ``step_in_epoch * B`` and on.
-
-    Raises:
-        DataError: a batch that ranks and micro-batches do not divide, or a step beyond the epoch.
-
-    >>> batch_positions(100, 8, 2, rank=1, world=2, step_in_epoch=3).tolist()
-    [[28, 29], [30, 31]]
-    """
-    if global_batch < 1 or accumulation < 1 or not 0 <= rank < world:
-        raise DataError(f"batch {global_batch}, accumulation {accumulation}, rank {rank} of {world} is not possible")
-    if global_batch % (world * accumulation):
-        raise DataError(
-            f"training.batch={global_batch} is global and must be divisible by {world} ranks x {accumulation} "
-            f"accumulation; try {-(-global_batch // (world * accumulation)) * world * accumulation}"
-        )
-    steps = steps_per_epoch(num_samples, global_batch)
-    if not 0 <= step_in_epoch < steps:
-        raise DataError(f"step {step_in_epoch} is outside the epoch's {steps} steps")
-    share = global_batch // world
-    first = step_in_epoch * global_batch + rank * share
-    return np.arange(first, first + share, dtype=np.int64).reshape(accumulation, -1)
-
-
-def evaluation_batches(num_samples: int, batch: int, rank: int, world: int) -> np.ndarray:
-    """Samples that one rank evaluates, in order: over all ranks every sample exactly once.
-
-    Args:
-        num_samples: S.
-        batch: samples of one batch on one rank.
-        rank: this rank.
-        world: R.
-
-    Returns:
-        [steps, batch] int64, the same shape on every rank; the last ones are filled with -1, to be masked.
-
-    >>> [evaluation_batches(5, 2, rank, 2).tolist() for rank in (0, 1)]
-    [[[0, 1], [4, -1]], [[2, 3], [-1, -1]]]
-    """
-    if batch < 1 or not 0 <= rank < world or num_samples < 1:
-        raise DataError(f"cannot evaluate {num_samples} samples in batches of {batch} on rank {rank} of {world}")
-    steps = -(-num_samples // (batch * world))
-    samples = np.arange(steps * batch * world, dtype=np.int64)
-    samples[num_samples:] = -1
-    return samples.reshape(steps, world, batch)[:, rank]
