@@ -21,10 +21,19 @@ if TYPE_CHECKING:
 _OF_SMOE = ("filters_per_expert", "weighted", "expert_order", "gate", "routing_loss", "damping")
 _WITH_EXPERTS = ("smoe", "cond_conv", "low_rank_lcn")
 _OPTIONAL = ("model.routing_loss", "model.damping")
+_OF_STACK = ("channels", "activation", "head")
+_OF_RESNET = ("width", "blocks", "stem_kernel", "dropout")
+_NOT_OF_TASK = {
+    "heat": ("leads", "lead_mode", "validation_leads", "constants", "gaps"),
+    "regional": ("leads", "lead_mode", "validation_leads", "constants"),
+    "weather": ("noise_ratio",),
+}
 
 
 def check_idle(recipe: schema.Recipe) -> None:
     """Refuse the first setting that has no effect (ConfigError)."""
+    _check_task(recipe.task, recipe.data)
+    _check_network(recipe.model)
     if recipe.model.kind != "smoe":
         _check_other_kind(recipe.model)
         return
@@ -33,6 +42,31 @@ def check_idle(recipe: schema.Recipe) -> None:
     if loss is not None and recipe.task == "heat":
         rule = "heat's loss has no weight to divide by; set model.routing_loss.error_scale=none or running_mean"
         require(loss.error_scale != "loss_weight", "model.routing_loss.error_scale", loss.error_scale, rule)
+
+
+def _check_task(task: str, data: schema.Data) -> None:
+    """Keys that the task does not read stand at their defaults; and a block's length, where nothing goes by blocks."""
+    default = type(data)(store=data.store)
+    for name in _NOT_OF_TASK[task]:
+        rule = f"has no effect with task={task}; set data.{name}={shown(getattr(default, name))}"
+        require(getattr(data, name) == getattr(default, name), f"data.{name}", getattr(data, name), rule)
+    rule = f"has no effect with data.order={data.order}; set data.block={default.block}, or data.order=blocks"
+    require(data.order == "blocks" or data.block == default.block, "data.block", data.block, rule)
+
+
+def _check_network(model: models.Model) -> None:
+    """Keys of the other network stand at their defaults; so does the group of a normalisation that there is not."""
+    default = type(model)()
+    other = "stack" if model.network == "resnet" else "resnet"
+    idle = list(_OF_STACK if model.network == "resnet" else _OF_RESNET)
+    remedy = f"or model.network={other}"
+    if not model.normalises:
+        idle.append("ghost_batch")
+        remedy += " (or a gate of kind coordconv_multi, for model.ghost_batch)" if model.kind == "smoe" else ""
+    for name in idle:
+        value, usual = getattr(model, name), getattr(default, name)
+        rule = f"has no effect with model.network={model.network}; set model.{name}={shown(usual)}, {remedy}"
+        require(value == usual, f"model.{name}", value, rule)
 
 
 def _check_other_kind(model: models.Model) -> None:

@@ -1,4 +1,4 @@
-"""The model section of a recipe: a stack of layers, its gate, the loss that the gate learns from, damping.
+"""The model section of a recipe: a network, its layers, its gate, the loss that the gate learns from, damping.
 
 Dimensions: C input channels, H rows, W columns, N experts (|E| of the paper), K selected experts (E of the paper),
 F filters per expert. "Paper" is Dryden and Hoefler, Spatial Mixture-of-Experts, NeurIPS 2022.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from smoe_hpc.config import checks
+from smoe_hpc.config import model_checks
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Gate:
         noise: Gaussian noise with std 1/N while training: "shared" draws one map for all samples, "per_sample"
             one for each.
         region_map: the true region map as an extra gate input (heat only; "fixed" uses the map without being asked).
-        share: one gate for all layers of a stack (they must agree in N and K).
+        share: one gate for all layers of a network (they must agree in N and K).
     """
 
     kind: Literal["latent", "conv", "coordconv", "coordconv_multi", "lcn", "linear", "fixed"] = "latent"
@@ -35,7 +35,7 @@ class Gate:
     share: bool = False
 
     def __post_init__(self) -> None:
-        checks.check_gate(self)
+        model_checks.check_gate(self)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RoutingLoss:
     spatial_agreement: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.check_routing_loss(self)
+        model_checks.check_routing_loss(self)
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,31 @@ class Damping:
     quantile: float | None = None
 
     def __post_init__(self) -> None:
-        checks.check_damping(self)
+        model_checks.check_damping(self)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A stack of spatial layers of one kind, as in the rows of the paper's tables.
+    """A network whose spatial layers are of one kind, as in the rows of the paper's tables.
 
     Attributes:
         kind: "smoe", "conv", "coord_conv", "cond_conv" (mixture of experts over whole samples), "lcn" (locally
             connected) or "low_rank_lcn" (Elsayed et al. 2020).
-        channels: output channels of each layer, the last the targets'. An smoe layer selects K = channels / F experts.
+        network: "stack", a few layers one after the other; "resnet", the network of Rasp and Thuerey 2021, whose blocks'
+            convolutions are of ``kind``. Its activation is leaky ReLU, its outputs are as many as the targets.
+        channels: stack only: output channels of each layer, the last the targets'. An smoe layer selects
+            K = channels / F experts.
+        width: resnet only: channels of its layers; K = width / F.
+        blocks: resnet only: residual blocks, of two layers each.
+        stem_kernel: resnet only: side of the first layer's filters, odd.
+        dropout: resnet only: share of the values that is dropped after each layer while training, in [0, 1).
+        ghost_batch: samples, consecutive in the global batch, whose statistics batch normalisation takes together
+            (resnet, and gates of kind coordconv_multi); must divide the micro-batch of each process.
         kernel_size: side of the square filters, odd.
         padding: "zeros", "periodic_longitude" (columns wrap, rows zero) or "sphere" (rows continue beyond the pole,
             half a turn away).
-        activation: between layers, none after the last.
-        head: the last layer: "same" kind as the others, or "conv1x1", a plain convolution pixel by pixel.
+        activation: stack only: between layers, none after the last.
+        head: stack only: the last layer: "same" kind as the others, or "conv1x1", a plain convolution pixel by pixel.
         residual: the output is added to the newest input frame.
         bias: a bias per output channel (the published heat run has none).
         num_experts: N of smoe and cond_conv; the rank (number of filter banks) of low_rank_lcn.
@@ -109,7 +118,13 @@ class Model:
     """
 
     kind: Literal["smoe", "conv", "coord_conv", "cond_conv", "lcn", "low_rank_lcn"] = "smoe"
+    network: Literal["stack", "resnet"] = "stack"
     channels: list[int] = field(default_factory=lambda: [1])
+    width: int = 128
+    blocks: int = 19
+    stem_kernel: int = 7
+    dropout: float = 0.1
+    ghost_batch: int = 32
     kernel_size: int = 3
     padding: Literal["zeros", "periodic_longitude", "sphere"] = "zeros"
     activation: Literal["none", "relu", "leaky_relu", "gelu"] = "none"
@@ -125,14 +140,21 @@ class Model:
     damping: Damping | None = field(default_factory=Damping)
 
     def __post_init__(self) -> None:
-        checks.check_model(self)
+        model_checks.check_model(self)
 
     @property
     def spatial_channels(self) -> list[int]:
-        """Output channels of the layers that are of ``kind`` (all but a "conv1x1" head)."""
+        """Output channels of the layers that are of ``kind`` (all but a "conv1x1" head; those of the blocks)."""
+        if self.network == "resnet":
+            return [self.width] * (2 * self.blocks)
         return self.channels[:-1] if self.head == "conv1x1" else self.channels
 
     @property
     def selected(self) -> list[int]:
         """K of each smoe layer."""
         return [channels // self.filters_per_expert for channels in self.spatial_channels]
+
+    @property
+    def normalises(self) -> bool:
+        """Whether there is a batch normalisation, whose groups ``ghost_batch`` says."""
+        return self.network == "resnet" or (self.kind == "smoe" and self.gate.kind == "coordconv_multi")

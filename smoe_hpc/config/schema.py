@@ -2,7 +2,7 @@
 
 Each dataclass is plain Python (numbers, text, lists) and checks itself when it is made, so that a recipe that exists is
 a recipe that can run. OmegaConf reads YAML and overrides into them (`loading.py`); nothing here knows of torch. The
-rules stand in `checks.py` and `idle.py`, the recipes in `smoe_hpc/recipes/`.
+rules stand in `checks.py`, `model_checks.py`, `sharing.py` and `idle.py`, the recipes in `smoe_hpc/recipes/`.
 
 Dimensions: B batch, C input channels, H rows, W columns, N experts (|E| of the paper), K selected experts (E of the
 paper), F filters per expert. "Paper" is Dryden and Hoefler, Spatial Mixture-of-Experts, NeurIPS 2022.
@@ -23,7 +23,7 @@ class Splits:
 
     Attributes:
         train: run numbers ``"0:1000"`` (first to one before last) for heat, dates ``"2019-03-01/2019-03-23"`` (both
-            days whole) for regional; ``""`` is everything that the split's file holds.
+            days whole) for regional and weather; ``""`` is everything that the split's file holds.
         validation: the same, for the score that drives the schedule and picks the best checkpoint.
         test: the same, for the score that is reported.
     """
@@ -43,12 +43,23 @@ class Data:
 
     Attributes:
         store: path, from the working directory: for heat the folder with heat_train.h5, heat_validation.h5 and
-            heat_test.h5; for regional one store file.
-        inputs: times of the input frames before the start of a forecast, ascending and none after 0: hours (regional)
-            or steps (heat).
+            heat_test.h5; for regional and weather one store file, or several of successive times: a folder or a pattern.
+        inputs: times of the input frames before the start of a forecast, ascending and none after 0: hours (regional,
+            weather) or steps (heat).
         lead: time from the start to the target, in the unit of ``inputs``.
-        variables: regional only: channels read as input; null takes all.
-        targets: regional only: channels to forecast; null takes the input channels.
+        leads: weather only: several leads, ascending, in place of ``lead``; null has the one.
+        lead_mode: weather only: "direct" forecasts all leads at once, as channels; "continuous" forecasts one, which it
+            is told by a further input channel, drawn from ``leads`` for each sample.
+        validation_leads: weather only: the leads at which a model of continuous lead is validated and tested; null takes
+            ``leads``.
+        variables: regional and weather: channels read as input; null takes all.
+        targets: regional and weather: channels to forecast; null takes the input channels.
+        constants: weather only: constant fields read as input, by their names in the store, e.g. land_sea_mask.
+        order: of training samples: "global" shuffles them all; "blocks" shuffles blocks of consecutive ones, so that
+            neighbours share what is read.
+        block: samples of a block.
+        gaps: where times are missing between the first and the last of a split: "refuse" it, or "skip" the samples
+            that would need them.
         splits: see :class:`Splits`.
         normalize: subtract the training split's mean and divide by its standard deviation, per channel. Heat is not
             normalised (its score is relative to the value itself).
@@ -60,8 +71,15 @@ class Data:
     store: str
     inputs: list[int] = field(default_factory=lambda: [0])
     lead: int = 1
+    leads: list[int] | None = None
+    lead_mode: Literal["direct", "continuous"] = "direct"
+    validation_leads: list[int] | None = None
     variables: list[str] | None = None
     targets: list[str] | None = None
+    constants: list[str] = field(default_factory=list)
+    order: Literal["global", "blocks"] = "global"
+    block: int = 32
+    gaps: Literal["refuse", "skip"] = "skip"
     splits: Splits = field(default_factory=Splits)
     normalize: bool = False
     noise: float = 0.0
@@ -69,6 +87,31 @@ class Data:
 
     def __post_init__(self) -> None:
         checks.check_data(self)
+
+    @property
+    def all_leads(self) -> list[int]:
+        """Leads that training sees."""
+        return [self.lead] if self.leads is None else self.leads
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How samples come into memory. It changes no result, so two runs that differ in it alone are the same experiment.
+
+    Attributes:
+        front: "plain" (threads), "dali" (NVIDIA DALI) or "auto": dali where it is installed and helps, else plain.
+        workers: that read and make batches, on each process.
+        prefetch: batches made ahead.
+        verify: whether checksums are looked at while reading: "off", "sampled" (a fixed few of the fields) or "all".
+    """
+
+    front: Literal["plain", "dali", "auto"] = "plain"
+    workers: int = 1
+    prefetch: int = 2
+    verify: Literal["off", "sampled", "all"] = "off"
+
+    def __post_init__(self) -> None:
+        checks.check_loader(self)
 
 
 @dataclass(frozen=True)
@@ -189,18 +232,19 @@ class Recipe:
 
     Attributes:
         name: names the run directory.
-        task: "heat" (location-dependent heat diffusion, paper section 4.1) or "regional" (forecast of a field on a
-            regional latitude-longitude grid).
-        data, model, optimizer, schedule, training, run: the sections.
+        task: "heat" (location-dependent heat diffusion, paper section 4.1), "regional" (forecast of a field on a
+            regional latitude-longitude grid) or "weather" (medium-range forecast on a global one, paper section 4.2).
+        data, model, optimizer, schedule, training, loader, run: the sections.
     """
 
     name: str
-    task: Literal["heat", "regional"]
+    task: Literal["heat", "regional", "weather"]
     data: Data
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     training: Training = field(default_factory=Training)
+    loader: Loader = field(default_factory=Loader)
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,9 @@ from smoe_hpc.layers.auxiliary import AuxiliaryLosses
 from smoe_hpc.layers.cond_conv import CondConv2d
 from smoe_hpc.layers.convolution import ChannelBias, Conv2d
 from smoe_hpc.layers.coord_conv import CoordConv2d
+from smoe_hpc.layers.dropout import CounterDropout
 from smoe_hpc.layers.gates import FixedGate, Gate, LatentGate
+from smoe_hpc.layers.ghost_batch_norm import GhostBatchNorm2d
 from smoe_hpc.layers.groups import parameter_groups
 from smoe_hpc.layers.input_gates import GATES, InputGate, make_gate
 from smoe_hpc.layers.locally_connected import LocallyConnected2d
@@ -34,9 +36,11 @@ __all__ = [
     "CondConv2d",
     "Conv2d",
     "CoordConv2d",
+    "CounterDropout",
     "Damping",
     "FixedGate",
     "Gate",
+    "GhostBatchNorm2d",
     "InputGate",
     "LatentGate",
     "LocallyConnected2d",

@@ -16,6 +16,7 @@ from smoe_hpc.errors import ConfigError
 from smoe_hpc.layers.convolution import Conv2d
 from smoe_hpc.layers.coord_conv import CoordConv2d
 from smoe_hpc.layers.gates import FixedGate, Gate, LatentGate, check_region_map
+from smoe_hpc.layers.ghost_batch_norm import GhostBatchNorm2d
 from smoe_hpc.layers.locally_connected import LocallyConnected2d
 
 
@@ -28,6 +29,8 @@ class InputGate(Gate):
         kernel_size, padding: of the gate's convolutions.
         region_map: [H, W], appended to the input as one more channel.
         detach_input: keep the routing loss out of the layers below.
+        ghost_batch: samples that the network's batch normalisation takes together, so that it does not depend on how
+            processes share a batch; None normalises whatever comes, as ``torch.nn.BatchNorm2d``.
         generator: of the start values.
         options: of :class:`Gate`.
     """
@@ -46,11 +49,12 @@ class InputGate(Gate):
         padding: str = "zeros",
         region_map: Tensor | None = None,
         detach_input: bool = True,
+        ghost_batch: int | None = None,
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> None:
         super().__init__(num_experts, selected, grid, **options)
-        self.detach_input = detach_input
+        self.detach_input, self.ghost_batch = detach_input, ghost_batch
         channel = None if region_map is None else check_region_map(region_map, self.grid).to(torch.float32)[None, None]
         self.register_buffer("region_channel", channel)
         self.network = self.make_network(
@@ -94,8 +98,15 @@ class CoordConvMultiGate(InputGate):
         experts = self.num_experts
         layers: list[nn.Module] = [CoordConv2d(in_channels, experts, self.grid, bias=False, **options)]
         for _ in range(2):
-            layers += [nn.BatchNorm2d(experts), nn.ReLU(), Conv2d(experts, experts, self.grid, bias=False, **options)]
+            layers += [self._normalisation(), nn.ReLU(), Conv2d(experts, experts, self.grid, bias=False, **options)]
         return nn.Sequential(*layers)
+
+    def _normalisation(self) -> nn.Module:
+        normal = nn.BatchNorm2d(self.num_experts)
+        if self.ghost_batch is None:
+            return normal
+        assert normal.momentum is not None
+        return GhostBatchNorm2d(self.num_experts, self.ghost_batch, eps=normal.eps, momentum=normal.momentum)
 
 
 class LocallyConnectedGate(InputGate):
@@ -139,6 +150,7 @@ def make_gate(
     kernel_size: int = 3,
     padding: str = "zeros",
     region_map: Tensor | None = None,
+    ghost_batch: int | None = None,
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Gate:
@@ -150,6 +162,7 @@ def make_gate(
         in_channels: C of the layer's input; needed by gates that read it.
         kernel_size, padding: of the gate's convolutions.
         region_map: [H, W]; the choice itself for "fixed", one more input channel for gates that read the input.
+        ghost_batch: samples that "coordconv-multi" normalises together; see :class:`InputGate`.
         generator: of the start values.
         options: softmax, absolute, noise, noise_seed, auxiliary; see :class:`smoe_hpc.layers.gates.Gate`.
 
@@ -178,6 +191,7 @@ def make_gate(
         kernel_size=kernel_size,
         padding=padding,
         region_map=region_map,
+        ghost_batch=ghost_batch,
         generator=generator,
         **options,
     )

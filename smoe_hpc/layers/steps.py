@@ -1,9 +1,9 @@
-"""What a training loop does with a model that has SMoE layers, besides what it does with any model.
+"""What a training loop does with a model that has layers of ours, besides what it does with any model.
 
-    begin_step(model, step, positions)                 # noise follows the step and the samples
+    begin_step(model, step, positions)                 # noise and dropout follow the step and the samples
     loss = task_loss(model(x), y) + routing_loss(model)
     loss.backward(); optimizer.step()
-    end_step(model, step)                              # routing is renewed: state, like parameters
+    end_step(model, step)                              # routing and running statistics are renewed
 
 All of it does nothing for a model without such layers.
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from smoe_hpc.errors import ConfigError, SmoeError
 from smoe_hpc.kernels import Routing
+from smoe_hpc.layers.dropout import begin_dropout
+from smoe_hpc.layers.ghost_batch_norm import renew_running_statistics
 from smoe_hpc.layers.spatial_moe import spatial_gates, spatial_layers
 
 
@@ -54,20 +56,22 @@ def routing_loss(model: nn.Module) -> Tensor:
 
 
 def begin_step(model: nn.Module, step: int, samples: Tensor | None = None) -> None:
-    """Tell the gates where training stands, so that their noise is a function of the step and the samples.
+    """Tell gates and dropout where training stands, so that what they draw is a function of the step and the samples.
 
     Args:
         model: any network.
         step: number of the step, from 0.
-        samples: [B] int64, this process's positions in the step's global batch; needed for per-sample noise when several
-            processes share a batch.
+        samples: [B] int64, this process's positions in the step's global batch; needed for per-sample noise and for
+            dropout when several processes share a batch.
     """
+    begin_dropout(model, step, samples)
     for gate, layers in spatial_gates(model):
         gate.step, gate.samples, gate.layers_sharing = step, samples, len(layers)
 
 
 def end_step(model: nn.Module, step: int, group: Any = None, refresh: int = 1, delay: int = 0) -> None:
-    """Renew the routing after an optimiser step. Collective over ``group``.
+    """Renew the routing, and the running statistics of ghost batch normalisation, after an optimiser step. Collective over
+    ``group``.
 
     Args:
         model: any network, whose parameters are equal on all ranks.
@@ -82,6 +86,7 @@ def end_step(model: nn.Module, step: int, group: Any = None, refresh: int = 1, d
     if refresh < 1 or delay not in (0, 1):
         raise ConfigError(f"routing refresh={refresh}, delay={delay}: refresh is at least 1, delay 0 or 1")
     _share_running_errors(model, group)
+    renew_running_statistics(model, group)
     if (step + 1) % refresh:
         return
     for gate, layers in spatial_gates(model):

@@ -1,5 +1,6 @@
 """Scores: what is added up over batches and processes, and what is made of the sums."""
 
+from smoe_hpc.scores.acc import AnomalyCorrelation
 from smoe_hpc.scores.accumulate import Accumulator, PointScore, PointSums, Results, region_masks
 from smoe_hpc.scores.rmse import Mse, Rmse
 from smoe_hpc.scores.routing import (
@@ -15,6 +16,7 @@ from smoe_hpc.scores.within import Within
 
 __all__ = [
     "Accumulator",
+    "AnomalyCorrelation",
     "Matching",
     "Mse",
     "PointScore",

@@ -7,8 +7,9 @@ from smoe_hpc.errors import ConfigError
 from smoe_hpc.tasks.base import Scoreboard, Selection, StoreTask
 from smoe_hpc.tasks.heat import HeatTask
 from smoe_hpc.tasks.regional import RegionalTask
+from smoe_hpc.tasks.weather import WeatherTask, prepare_data
 
-TASKS: dict[str, type[StoreTask]] = {"heat": HeatTask, "regional": RegionalTask}
+TASKS: dict[str, type[StoreTask]] = {"heat": HeatTask, "regional": RegionalTask, "weather": WeatherTask}
 
 
 def make_task(recipe: Recipe) -> StoreTask:
@@ -23,4 +24,14 @@ def make_task(recipe: Recipe) -> StoreTask:
     return TASKS[recipe.task](recipe)
 
 
-__all__ = ["TASKS", "HeatTask", "RegionalTask", "Scoreboard", "Selection", "StoreTask", "make_task"]
+__all__ = [
+    "TASKS",
+    "HeatTask",
+    "RegionalTask",
+    "Scoreboard",
+    "Selection",
+    "StoreTask",
+    "WeatherTask",
+    "make_task",
+    "prepare_data",
+]

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from smoe_hpc.config import Recipe
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.io.grids import Grid
+from smoe_hpc.io.order import Order
 from smoe_hpc.io.pipeline import Batch, Samples
-from smoe_hpc.models import build_stack
+from smoe_hpc.models import build_model
 from smoe_hpc.scores import Accumulator, Results
 
 Feed = Callable[[Tensor, Batch, Tensor], None]
@@ -66,7 +67,7 @@ class Scoreboard:
 
 
 class StoreTask(ABC):
-    """A task whose samples come from stores and whose model is a stack of layers.
+    """A task whose samples come from stores.
 
     Args:
         recipe: the experiment.
@@ -83,10 +84,10 @@ class StoreTask(ABC):
         self.prepare()
         samples = self.samples("train")
         outputs = recipe.model.channels[-1]
-        if outputs != samples.out_channels:
+        if recipe.model.network == "stack" and outputs != samples.out_channels:
             raise ConfigError(
                 f"model.channels ends with {outputs} outputs but there are {samples.out_channels} targets "
-                f"({', '.join(samples.target_channels)}); end it with {samples.out_channels}"
+                f"({', '.join(samples.target_names)}); end it with {samples.out_channels}"
             )
 
     def prepare(self) -> None:
@@ -122,6 +123,11 @@ class StoreTask(ABC):
         return self._samples[split]
 
     @property
+    def order(self) -> Order:
+        """How training mixes its samples."""
+        return Order(self.recipe.data.order, self.recipe.data.block)
+
+    @property
     def grid(self) -> Grid:
         """Points of inputs and targets."""
         return self.samples("train").grid
@@ -132,11 +138,7 @@ class StoreTask(ABC):
 
     def newest(self) -> list[int] | None:
         """Input channels that hold the newest frame of each target; None where an input lacks a target."""
-        samples = self.samples("train")
-        names, start = samples.input_channels, samples.in_channels - len(samples.input_channels)
-        if not set(samples.target_channels) <= set(names):
-            return None
-        return [start + names.index(name) for name in samples.target_channels]
+        return self.samples("train").newest
 
     def build_model(self) -> nn.Module:
         """A new model, the same on every process; the last one made is what routing scores look at.
@@ -146,14 +148,8 @@ class StoreTask(ABC):
         """
         samples = self.samples("train")
         newest = self.newest()
-        self.model = build_stack(
-            self.recipe.model,
-            samples.in_channels,
-            self.grid.shape,
-            self.region_map(),
-            torch.Generator().manual_seed(self.recipe.training.seed),
-            newest=[] if newest is None else newest,
-        )
+        sizes = (samples.in_channels, samples.out_channels, self.grid.shape)
+        self.model = build_model(self.recipe, *sizes, self.region_map(), newest=[] if newest is None else newest)
         return self.model
 
     def pictures(self, run_dir: Path, model: nn.Module) -> None:

@@ -58,7 +58,8 @@ class HeatTask(StoreTask):
         if self.noisy:
             targets = [OBSERVED] if split == "train" else [OBSERVED, STATE]
         runs = data.splits[split]
-        return Samples(store, Window(tuple(data.inputs), data.lead), Split(runs) if runs else None, [STATE], targets)
+        window = Window(tuple(data.inputs), (data.lead,))
+        return Samples(store, window, Split(runs) if runs else None, [STATE], targets, order=self.order)
 
     def _check_noise(self, store: Store) -> None:
         made_with = json.loads(str(store.attributes.get("recipe", "{}")))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from smoe_hpc.errors import DataError
 from smoe_hpc.io.pipeline import Batch, Samples
 from smoe_hpc.io.samples import Split, Window
+from smoe_hpc.io.series import open_store
 from smoe_hpc.io.statistics import Statistics, compute_statistics
-from smoe_hpc.io.store import Store
 from smoe_hpc.layers import spatial_layers
 from smoe_hpc.scores import Accumulator, Mse, Rmse, area_weights
 from smoe_hpc.tasks.base import Feed, Scoreboard, Selection, StoreTask
@@ -30,7 +30,7 @@ class RegionalTask(StoreTask):
     and so on.
 
     Args:
-        recipe: with ``data.store`` a store file of times.
+        recipe: with ``data.store`` a store file of times, or several.
 
     Raises:
         DataError: a store that is missing, damaged, of runs instead of times, or without a variable asked for.
@@ -39,18 +39,29 @@ class RegionalTask(StoreTask):
     def prepare(self) -> None:
         """Open the store and take the training split's statistics."""
         data = self.recipe.data
-        self.store = Store(data.store)
+        self.store = open_store(data.store)
         if "time" not in self.store.coords:
             raise DataError(
                 f"{data.store} has no times but {', '.join(self.store.coords)}; for heat data set task=heat"
             )
         self.inputs = data.variables or self.store.channels
         self.targets = data.targets or self.inputs
-        self.statistics: Statistics | None = None
-        if data.normalize:
-            names = list(dict.fromkeys([*self.inputs, *self.targets]))
-            self.statistics = compute_statistics(self.store, Split(data.splits["train"]), names)
+        self.statistics = self.take_statistics() if data.normalize else None
         self._weights = torch.from_numpy(self.store.grid.cos_latitude_weights())
+
+    def take_statistics(self) -> Statistics:
+        """Statistics of the training split, which normalise inputs and targets."""
+        return compute_statistics(self.store, self.training_split, self.read_channels)
+
+    @property
+    def read_channels(self) -> list[str]:
+        """Channels that samples read, each once."""
+        return list(dict.fromkeys([*self.inputs, *self.targets]))
+
+    @property
+    def training_split(self) -> Split:
+        """What a model may know."""
+        return Split(self.recipe.data.splits["train"])
 
     @property
     def selection(self) -> Selection:
@@ -61,8 +72,9 @@ class RegionalTask(StoreTask):
     def open_samples(self, split: str) -> Samples:
         """Samples whose inputs and target all lie inside the split."""
         data = self.recipe.data
-        window = Window(tuple(data.inputs), data.lead)
-        return Samples(self.store, window, Split(data.splits[split]), self.inputs, self.targets, self.statistics)
+        window = Window(tuple(data.inputs), (data.lead,))
+        chosen = (Split(data.splits[split]), self.inputs, self.targets, self.statistics)
+        return Samples(self.store, window, *chosen, order=self.order, gaps=data.gaps)
 
     def build_model(self) -> nn.Module:
         """See `StoreTask.build_model`; layers that scale their error by the loss's weight are told it."""
