@@ -30,7 +30,7 @@ class Ranks:
         master_addr: host of rank 0; None where the launcher did not say and the ranks have yet to agree.
         master_port: port of rank 0 on which the group gathers; None likewise. 0, of a process that is alone, is a port
             that the system chooses when it listens.
-        launcher: "torchrun", "environment", "openmpi", "pmi", "slurm" or "single".
+        launcher: "torchrun", "environment", "openmpi", "pmi", "submitit", "slurm" or "single".
 
     Raises:
         LaunchError: numbers that contradict each other.
@@ -66,8 +66,8 @@ def find_ranks(environ: Mapping[str, str]) -> Ranks:
     """Read from the environment which process this is; pure.
 
     Looked for in this order: torchrun, RANK and WORLD_SIZE set by somebody else, Open MPI's mpirun, an MPI of the PMI
-    family (MPICH, Intel, Cray), srun, nothing. The inner launcher wins (torchrun under srun, say); RANK and WORLD_SIZE
-    that nobody can be seen to have set must agree with the others.
+    family (MPICH, Intel, Cray), submitit on this host, srun, nothing. The inner launcher wins (torchrun under srun,
+    say); RANK and WORLD_SIZE that nobody can be seen to have set must agree with the others.
 
     Raises:
         LaunchError: a variable that is missing, is no number, or contradicts another launcher.
@@ -75,10 +75,9 @@ def find_ranks(environ: Mapping[str, str]) -> Ranks:
     if "RANK" in environ or "WORLD_SIZE" in environ:
         ranks = _from_variables(environ)
         if ranks.launcher == "environment":  # torchrun may well run once per host under mpirun or srun
-            _agree_on_world(ranks, _from_openmpi(environ) or _from_pmi(environ) or _from_slurm(environ))
+            _agree_on_world(ranks, _from_others(environ))
         return ranks
-    found = _from_openmpi(environ) or _from_pmi(environ) or _from_slurm(environ)
-    return found or Ranks(0, 1, 0, 1, LOOPBACK, None, "single")
+    return _from_others(environ) or Ranks(0, 1, 0, 1, LOOPBACK, None, "single")
 
 
 def first_host(nodelist: str) -> str:
@@ -129,6 +128,11 @@ def _from_variables(environ: Mapping[str, str]) -> Ranks:
     )
 
 
+def _from_others(environ: Mapping[str, str]) -> Ranks | None:
+    readers = (_from_openmpi, _from_pmi, _from_submitit, _from_slurm)
+    return next((found for found in (reader(environ) for reader in readers) if found is not None), None)
+
+
 def _from_openmpi(environ: Mapping[str, str]) -> Ranks | None:
     if "OMPI_COMM_WORLD_SIZE" not in environ:
         return None
@@ -156,6 +160,18 @@ def _from_pmi(environ: Mapping[str, str]) -> Ranks | None:
     return Ranks(rank, world, local_rank, local_world, *_given_address(environ), "pmi")
 
 
+def _from_submitit(environ: Mapping[str, str]) -> Ranks | None:
+    """What submitit says of its tasks on this host (cluster "local"); those on Slurm are srun's tasks."""
+    if environ.get("SUBMITIT_EXECUTOR") != "local" or "SUBMITIT_LOCAL_GLOBALID" not in environ:
+        return None
+    world = _number(environ, "SUBMITIT_LOCAL_NTASKS")
+    addr, port = _given_address(environ)
+    if port is None and world > 1:
+        port = _hashed_port(_text(environ, "SUBMITIT_LOCAL_JOB_ID"))
+    rank, local_rank = _number(environ, "SUBMITIT_LOCAL_GLOBALID"), _number(environ, "SUBMITIT_LOCAL_LOCALID")
+    return Ranks(rank, world, local_rank, world, addr or LOOPBACK, port, "submitit")
+
+
 def _from_slurm(environ: Mapping[str, str]) -> Ranks | None:
     """What srun says; None inside an allocation in which nothing was started by srun (a batch script, a login)."""
     if "SLURM_PROCID" not in environ or "SLURM_STEP_ID" not in environ:
@@ -169,13 +185,16 @@ def _from_slurm(environ: Mapping[str, str]) -> Ranks | None:
     if port is None:
         # every task computes the same one; another step, job or restart computes another
         names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
-        digest = zlib.crc32(".".join(environ.get(name, "0") for name in names).encode())
-        port = PORTS[digest % len(PORTS)]
+        port = _hashed_port(*(environ.get(name, "0") for name in names))
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", str(world))
     local_world = _tasks_on_node(tasks, _number(environ, "SLURM_NODEID", 0))
     return Ranks(
         _number(environ, "SLURM_PROCID"), world, _number(environ, "SLURM_LOCALID"), local_world, addr, port, "slurm"
     )
+
+
+def _hashed_port(*words: str) -> int:
+    return PORTS[zlib.crc32(".".join(words).encode()) % len(PORTS)]
 
 
 def _tasks_on_node(tasks_per_node: str, node: int) -> int:

