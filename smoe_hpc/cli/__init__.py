@@ -1,15 +1,15 @@
 """The command ``smoe-hpc``: each verb is a thin call into the package, which is imported only when the verb runs.
 
-Verbs stand in `runs.py` (train, evaluate, report, compare), `data.py` (data ...), `bench.py` (bench ...) and `machine.py`
-(recipes, doctor, quickstart). What they share stands in `output.py`: who prints, tables, JSON files, how an error ends the
-command.
+Verbs stand in `runs.py` (train, evaluate, report, compare), `data.py` (data ...), `bench.py` (bench ...), `jobs.py` (submit,
+status) and `machine.py` (recipes, doctor, quickstart). What they share stands in `output.py`: who prints, tables, JSON
+files, how an error ends the command.
 """
 
 from __future__ import annotations
 
 import typer
 
-from smoe_hpc.cli import bench, data, machine, runs
+from smoe_hpc.cli import bench, data, jobs, machine, runs
 from smoe_hpc.cli.output import Commands
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app.command()(runs.train)
 app.command()(runs.evaluate)
 app.command()(runs.report)
 app.command()(runs.compare)
+app.command()(jobs.submit)
+app.command()(jobs.status)
 app.command()(machine.recipes)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")

@@ -1,16 +1,23 @@
-"""Verbs that write and show data: heat, convert, inspect."""
+"""Verbs that write, check and show data: heat, synthesize, statistics, convert, inspect, verify."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smoe_hpc.cli.output import JsonFile, progress, say, write_json
+from smoe_hpc.cli.output import JsonFile, progress, say, show_table, write_json
+from smoe_hpc.cli.runs import Overrides, RecipeName
+from smoe_hpc.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from smoe_hpc.io.verify import Report
 
 app = typer.Typer(help="Write and look at data.", no_args_is_help=True)
+_SHOWN = 20
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace other data of that name.")]
 
@@ -41,6 +48,73 @@ def heat(
 
 
 @app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder for synthetic_<year>.h5 and index.json.")],
+    grid: Annotated[str, typer.Option(help="Rows x columns over the whole Earth.")] = "128x256",
+    years: Annotated[float, typer.Option(help="How many, from January of --start; a part of a year is its first days.")] = 2,
+    step: Annotated[int, typer.Option(help="Hours between samples.")] = 6,
+    channels: Annotated[str, typer.Option(help="Which set of channels.")] = "rt38",
+    start: Annotated[int, typer.Option(help="First year.")] = 2015,
+    days: Annotated[int | None, typer.Option(help="How many days, instead of years.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weather and continents.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or int16.")] = "float32",
+    compression: Annotated[str | None, typer.Option(help="gzip, zstd, lz4 or blosc; smaller, and slower to read.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make SYNTHETIC weather-like fields of the ERA5 channels; mpirun and srun share the years."""
+    from smoe_hpc.io.synthetic.era5 import NOTICE, synthesize
+    from smoe_hpc.launch.team import find_team
+
+    shape = parse_grid(grid)
+    options: dict[str, Any] = {"channels": channels, "start": start, "days": days, "seed": seed, "overwrite": overwrite}
+    stored: dict[str, Any] = {"dtype": dtype, "compression": compression}
+    with find_team() as team:
+        try:
+            with progress("synthesizing samples") if team.rank == 0 else nullcontext() as report:
+                made = synthesize(out, shape, years, step, **options, **stored, team=team, progress=report)
+        except DataError:
+            if team.rank:  # every rank has the same error, and one tells it
+                raise typer.Exit(2) from None
+            raise
+    say(f"{NOTICE}.")
+    for path in made.paths:
+        how = "written" if path in made.written else "was there already"
+        say(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {how}")
+
+
+def parse_grid(text: str) -> tuple[int, int]:
+    """(rows, columns) of a text such as 128x256. ConfigError for any other."""
+    rows, _, columns = text.lower().partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise ConfigError(f"--grid {text}: give rows and columns, as in 128x256")
+    return int(rows), int(columns)
+
+
+@app.command()
+def statistics(recipe: RecipeName, overrides: Overrides = None, json_file: JsonFile = None) -> None:
+    """Take statistics and climatology of a weather recipe's training split, once for all runs; mpirun and srun share it."""
+    from smoe_hpc.config import load_recipe
+    from smoe_hpc.launch.team import find_team
+    from smoe_hpc.tasks import prepare_data
+
+    loaded = load_recipe(recipe, overrides or [])
+    with find_team() as team:
+        try:
+            with progress("going over fields") if team.rank == 0 else nullcontext() as report:
+                found, _ = prepare_data(loaded, team, report)
+        except DataError:
+            if team.rank:  # every rank has the same error, and one tells it
+                raise typer.Exit(2) from None
+            raise
+    rows = zip(found.channels, found.mean, found.std, strict=True)
+    figures = {name: {"mean": mean, "std": std} for name, mean, std in rows}
+    for name, of_channel in figures.items():
+        say(f"{name:>6}  mean {of_channel['mean']:.6g}  std {of_channel['std']:.6g}")
+    say(f"statistics of {found.count:,} values a channel and climatology of {loaded.data.store}, {found.split}: kept")
+    write_json(json_file, {"channels": figures, "count": found.count, "split": found.split})
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="A GRIB file, e.g. era5-2mt-2019-03-uk.grib.")],
     store: Annotated[Path, typer.Argument(help="The HDF5 store to write.")],
@@ -56,16 +130,86 @@ def convert(
 
 @app.command()
 def inspect(
-    store: Annotated[Path, typer.Argument(help="An HDF5 store.")],
+    store: Annotated[Path, typer.Argument(help="A store file, a folder of them or a quoted pattern.")],
     json_file: JsonFile = None,
 ) -> None:
-    """Say what a store holds: grid, channels, times, constants."""
+    """Say what data hold: grid, channels, times, gaps, how they are stored; reads no field."""
     from smoe_hpc.io.inspect import describe_store
 
     description = describe_store(store)
     for line in _lines(description):
         say(line)
     write_json(json_file, description)
+
+
+@app.command()
+def verify(
+    store: Annotated[Path, typer.Argument(help="A store file, a folder of them or a quoted pattern.")],
+    index: Annotated[bool, typer.Option("--index", help="Then write the folder's index.json anew.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Read all data and name every damaged sample, NaN, gap and changed file; mpirun and srun share the work.
+
+    Exit status 1 where something cannot be trusted.
+    """
+    from smoe_hpc.io.index import write_index
+    from smoe_hpc.io.verify import verify as look
+    from smoe_hpc.launch.team import find_team
+
+    if index and not store.is_dir():
+        raise ConfigError(f"--index: {store} is not a folder; an index belongs to a folder of stores")
+    with find_team() as team:
+        with progress("verifying samples") if team.rank == 0 else nullcontext() as report_progress:
+            report = look(store, team, report_progress)
+        sound = report.ok or (index and not (report.unusable or report.damaged or report.not_finite))
+        if index and sound:
+            write_index(store, team)
+    _show_verification(report, written=index and sound)
+    write_json(json_file, report.as_dict())
+    if not sound and team.rank == 0:  # a launcher may end the others as soon as one fails, and one tells what is wrong
+        raise typer.Exit(1)
+
+
+def _show_verification(report: Report, written: bool) -> None:
+    if report.synthetic:
+        say("SYNTHETIC: these fields were made up, they are not observations.")
+    say(f"{report.path}: {report.samples} samples, files: {report.files}, {report.bytes / 1e6:,.1f} MB")
+    problems = report.problems()
+    for problem in problems[:_SHOWN]:
+        say(f"BAD: {problem}")
+    if len(problems) > _SHOWN:
+        say(f"BAD: {len(problems) - _SHOWN} more (--json FILE has all)")
+    for gap in report.gaps[:_SHOWN]:
+        say(f"gap: {gap.missing} samples are missing after {gap.before}; the next is {gap.after}")
+    if len(report.gaps) > _SHOWN:
+        say(f"gap: {len(report.gaps) - _SHOWN} more (--json FILE has all)")
+    for name in report.unchecked[:_SHOWN]:
+        say(f"{name} has no checksums: damage cannot be seen there; convert it again")
+    if report.quantisation:
+        rows = [[n, f"{q.rms:.2g}", q.units, f"{100 * q.share_of_std:.2g} %"] for n, q in report.quantisation.items()]
+        show_table("error of rounding (rms)", ["channel", "error", "units", "of the std"], rows)
+    if not problems:
+        say("every sample is whole")
+    if written:
+        say(f"{report.path}: index written")
+
+
+@app.command()
+def splits(
+    store: Annotated[Path, typer.Argument(help="An HDF5 store, or a folder of stores.")],
+    validation: Annotated[float, typer.Option(help="Share of the days that validate.")] = 0.15,
+    test: Annotated[float, typer.Option(help="Share of the days that test; the rest trains.")] = 0.15,
+) -> None:
+    """Print the overrides that split a store's days, for data whose years are not the recipe's."""
+    from smoe_hpc.io import open_store
+    from smoe_hpc.io.proportions import proportional_splits
+
+    with open_store(store) as opened:
+        if "time" not in opened.coords:
+            raise DataError(f"{store} has no times but {', '.join(opened.coords)}; split it by hand, see data.splits")
+        times = opened.coords["time"]
+        for name, days in proportional_splits(times[0], times[-1], (validation, test)).items():
+            say(f"data.splits.{name}={days}")
 
 
 def _lines(content: dict[str, Any], indent: str = "") -> Iterator[str]:

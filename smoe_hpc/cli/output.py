@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from smoe_hpc.errors import ConfigError, SmoeError
 
 _PLAIN_WIDTH = 160  # columns of a table where nobody's terminal sets them: a pipe must not cut figures
+_MOST_COLUMNS = 8  # of scores; more would be cut
 _EXTRAS = {
     "plotly": "report",
     "jinja2": "report",
@@ -181,9 +182,13 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show_scores(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Scores {split: {region: {score: value}}} as one table per split."""
+    """Scores {split: {region: {score: value}}} as one table per split, turned on its side where scores are many."""
     for split, regions in scores.items():
         names = list(dict.fromkeys(name for values in regions.values() for name in values))
+        if len(names) > _MOST_COLUMNS:
+            turned = [[name, *(figure(values.get(name)) for values in regions.values())] for name in names]
+            show_table(split, ["score", *regions], turned)
+            continue
         rows = [[region, *(figure(values.get(name)) for name in names)] for region, values in regions.items()]
         show_table(split, ["region", *names], rows)
 

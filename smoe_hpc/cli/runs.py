@@ -34,7 +34,16 @@ def train(
     resume: Resume = True,
     json_file: JsonFile = None,
 ) -> None:
-    """Train a recipe; under torchrun or mpirun with all their processes."""
+    """Train a recipe; under srun, torchrun or mpirun with all their processes."""
+    from smoe_hpc.launch.stopping import listening
+
+    with listening():  # importing and opening take a while, and a signal may come during it
+        _train(recipe, overrides, dry_run, run_name, resume, json_file)
+
+
+def _train(
+    recipe: str, overrides: list[str] | None, dry_run: bool, run_name: str | None, resume: bool, json_file: Path | None
+) -> None:
     from smoe_hpc.config import check_world, load_recipe
     from smoe_hpc.launch.ranks import find_ranks
 
@@ -46,9 +55,9 @@ def train(
         _describe(loaded, world, json_file)
         return
     from smoe_hpc.tasks import make_task
-    from smoe_hpc.training import train as train_recipe
+    from smoe_hpc.training import train_or_requeue
 
-    scores = train_recipe(loaded, make_task(loaded), run_dir=Path(loaded.run.root) / loaded.name, resume=resume)
+    scores = train_or_requeue(loaded, make_task(loaded), run_dir=Path(loaded.run.root) / loaded.name, resume=resume)
     show_scores(scores)
     write_json(json_file, scores)
 

@@ -196,8 +196,10 @@ def _draw_forecast(task: StoreTask, run_dir: Path, model: nn.Module) -> list[Pat
 def _when(task: StoreTask, number: int) -> str:
     """What a test sample's target is called."""
     samples = task.samples("test")
-    coords, row = samples.store.coords, int(samples.target_rows[number])
+    coords, (inputs, targets, _) = samples.store.coords, samples.table.rows_of(np.array([number]))
+    row = int(targets[0, 0])  # of several leads at once the first, which is the first channel
     if "time" in coords:
-        lead = task.recipe.data.lead
-        return f"{str(coords['time'][row])[:16].replace('T', ' ')} UTC, {lead} h ahead"
+        time = coords["time"]
+        lead = (time[row] - time[int(inputs[0, -1])]) // np.timedelta64(1, "h") + samples.window.inputs[-1]
+        return f"{str(time[row])[:16].replace('T', ' ')} UTC, {lead} h ahead"
     return f"test run {int(coords['run'][row])}, step {int(coords['step'][row])}"

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from smoe_hpc.config import Recipe
 from smoe_hpc.errors import RunError
-from smoe_hpc.io.pipeline import Batch, train_batches
-from smoe_hpc.io.samples import steps_per_epoch
+from smoe_hpc.io.loader import Batches
+from smoe_hpc.io.order import steps_per_epoch
 from smoe_hpc.layers import begin_step, end_step, hold_routing, routing_loss, routing_metrics
+from smoe_hpc.training.batches import Loaders, sample_positions, what_is_not_finite
 from smoe_hpc.training.checkpoint import Checkpoints
 from smoe_hpc.training.engine import Engine
 from smoe_hpc.training.metrics import Log, StepRecords
@@ -81,16 +80,8 @@ class Loop:
         self._saved_at = self._began = self._read_at = time.monotonic()
         self._first_step = self._read_step = position.step
         self._waited = self._read_waited = 0.0
-        self._positions = self._sample_positions()
-
-    def _sample_positions(self) -> list[Tensor]:
-        """Where each micro-batch of this rank lies in the global batch: [B] int64 each."""
-        training = self._recipe.training
-        share = training.batch // self._processes.world
-        size = share // training.accumulation
-        first = self._processes.rank * share
-        own = torch.arange(first, first + share, device=self._processes.device)
-        return list(own.split(size))
+        self._positions = sample_positions(recipe, processes)
+        self._loaders = Loaders(task, recipe, processes, engine.dtype)
 
     def ended(self) -> str | None:
         """Why training is over ("epochs", "max_steps", "early_stop", "stop_at_score"), or None while it is not."""
@@ -114,26 +105,27 @@ class Loop:
         self._engine.model.train()
         hold_routing(self._engine.model)
         self._engine.scale_learning_rates(self.position.plateau.scale)
-        if not self.position.settled:
-            self._settle()
-        while (reason := self.ended()) is None:
-            self._epoch(requests)
-        if self._saved_step != self.position.step:
-            self._save()
+        try:
+            if not self.position.settled:
+                self._settle()
+            while (reason := self.ended()) is None:
+                self._epoch(requests)
+            if self._saved_step != self.position.step:
+                self._save()
+        except BaseException:
+            self._loaders.close()
+            raise
         return reason
 
     def _epoch(self, requests: Requests) -> None:
         """Steps until the epoch or training ends."""
         training = self._recipe.training
-        batches = train_batches(
-            self._samples,
-            seed=training.seed,
-            epoch=self.position.epoch,
-            start_step=self.position.in_epoch,
+        batches = self._loaders.of("train").train(
+            training.seed,
+            self.position.epoch,
+            self.position.in_epoch,
             global_batch=training.batch,
             accumulation=training.accumulation,
-            rank=self._processes.rank,
-            world=self._processes.world,
         )
         epoch = self.position.epoch
         try:
@@ -141,9 +133,9 @@ class Loop:
                 self._step(batches)
                 self._after_step(requests)
         finally:
-            batches.close()  # type: ignore[attr-defined]  # a generator: ends its reading thread
+            batches.close()
 
-    def _step(self, batches: Iterator[Batch]) -> None:
+    def _step(self, batches: Batches) -> None:
         """One optimiser step."""
         position, training, engine = self.position, self._recipe.training, self._engine
         total: Tensor | None = None
@@ -151,7 +143,6 @@ class Loop:
             asked = time.perf_counter()
             batch = next(batches)
             self._waited += time.perf_counter() - asked
-            batch = batch.to(self._processes.device, engine.dtype)
             begin_step(engine.model, position.step, samples)
             loss = self._task.loss(engine(batch.inputs), batch)
             engine.backward(loss + routing_loss(engine.model))
@@ -210,7 +201,7 @@ class Loop:
         self._read_back()
         began = time.monotonic()
         selection, position, recipe = self._task.selection, self.position, self._recipe
-        scores = score(self._engine, self._task, selection.split, recipe, self._processes)
+        scores = score(self._engine, self._task, selection.split, recipe, self._processes, self._loaders.of(selection.split))
         value = scores[selection.region][selection.score]
         if not math.isfinite(value):
             raise RunError(f"{selection.score} on {selection.split} is {value} at step {position.step}: {self._remedy()}")
@@ -231,8 +222,11 @@ class Loop:
         """Score the last step's weights if that has not been done; the step of the best checkpoint."""
         every = self._recipe.training.validate_every
         done = self.position.step % every == 0 if every is not None else self.position.in_epoch == 0
-        if not done or self.position.plateau.best_step is None:
-            self.validate()
+        try:
+            if not done or self.position.plateau.best_step is None:
+                self.validate()
+        finally:
+            self._loaders.close()
         assert self.position.plateau.best_step is not None
         return self.position.plateau.best_step
 
@@ -240,7 +234,7 @@ class Loop:
         """Losses of the steps since the last time, from the device into metrics.jsonl.
 
         Raises:
-            RunError: one is not finite; it names the step.
+            RunError: one is not finite; it names the step, and the value in its data that is not, if there is one.
         """
         rates = self._engine.learning_rates()
         loss_sum = self.position.loss_sum
@@ -249,7 +243,8 @@ class Loop:
             loss = values["loss"]
             if not math.isfinite(loss):
                 self._log.flush()
-                raise RunError(f"loss is {loss} at step {step} (epoch {epoch}): {self._remedy()}")
+                remedy = self._remedy(what_is_not_finite(self._samples, self._recipe, epoch, self._in_epoch(step, epoch)))
+                raise RunError(f"loss is {loss} at step {step} (epoch {epoch}): {remedy}")
             loss_sum += loss
             if self._records.logged(step):
                 self._log.event("step", step, epoch, **values, lr=rates)
@@ -268,9 +263,18 @@ class Loop:
         self._log.flush()
         self._read_at, self._read_step, self._read_waited = now, self.position.step, self._waited
 
-    def _remedy(self) -> str:
+    def _in_epoch(self, step: int, epoch: int) -> int:
+        """Number within its epoch, from 0, of the step that was made as the ``step``th."""
+        return step - 1 - epoch * self._epoch_steps
+
+    def _remedy(self, in_data: str | None = None) -> str:
         kept = self._checkpoints.steps()
         last = f"checkpoint step_{kept[-1]} is from before" if kept else "nothing was saved"
+        if in_data is not None:
+            return (
+                f"{last}; the data of its batch are at fault: {in_data}; mend them or leave that time out of the split "
+                "(`smoe-hpc data verify` lists all such values), and train under another name"
+            )
         return (
             f"{last}; lower optimizer.lr or set optimizer.clip, look for non-finite values in the data, "
             "and train under another name"

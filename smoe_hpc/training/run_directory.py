@@ -25,12 +25,13 @@ from typing import Any
 
 from smoe_hpc.config import Recipe, load_recipe, to_yaml
 from smoe_hpc.errors import ConfigError, RunError
+from smoe_hpc.launch.job import job_id
 from smoe_hpc.training import files
 from smoe_hpc.training.position import Position
 from smoe_hpc.training.task import Scores
 
 # A change of these does not make it another experiment: it may go on longer, or be written down otherwise.
-_FREE = ("run.", "training.epochs", "training.max_steps", "training.stop_at_score", "training.threads")
+_FREE = ("run.", "loader.", "training.epochs", "training.max_steps", "training.stop_at_score", "training.threads")
 
 
 class RunDirectory:
@@ -66,7 +67,8 @@ class RunDirectory:
                     f"run directory {self.path} is in use by {holder}: wait for it, or choose another name"
                 ) from None
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            job = job_id(os.environ)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}{f' of Slurm job {job}' if job else ''}\n")
             file.flush()
             yield
 

@@ -6,29 +6,38 @@ Dimensions: B batch.
 from __future__ import annotations
 
 from smoe_hpc.config import Recipe
-from smoe_hpc.io.pipeline import validation_batches
+from smoe_hpc.io.loader import Loader
+from smoe_hpc.training.batches import open_loader
 from smoe_hpc.training.engine import Engine
 from smoe_hpc.training.processes import Processes
 from smoe_hpc.training.task import Scores, Task
 
 
-def score(engine: Engine, task: Task, split: str, recipe: Recipe, processes: Processes) -> Scores:
+def score(
+    engine: Engine, task: Task, split: str, recipe: Recipe, processes: Processes, loader: Loader | None = None
+) -> Scores:
     """Scores of the engine's model over a split, on every rank (collective).
+
+    Args:
+        engine: the model.
+        task: data and scores.
+        split: "train", "validation" or "test".
+        recipe: size of the batches.
+        processes: the ranks.
+        loader: of the split's samples, where one is open; it stays open.
 
     Returns:
         {region: {score: value}}.
     """
     scorer = task.score(split)
+    batches = open_loader(task.samples(split), recipe, processes, engine.dtype) if loader is None else loader
     engine.model.eval()
-    batches = validation_batches(
-        task.samples(split),
-        batch=max(recipe.training.batch // processes.world, 1),
-        rank=processes.rank,
-        world=processes.world,
-    )
-    for host_batch in batches:
-        batch = host_batch.to(processes.device, engine.dtype)
-        scorer.update(engine.predict(batch.inputs), batch, batch.valid)
+    try:
+        for batch in batches.evaluate(max(recipe.training.batch // processes.world, 1)):
+            scorer.update(engine.predict(batch.inputs), batch, batch.valid)
+    finally:
+        if loader is None:
+            batches.close()
     engine.model.train()
     for total in scorer.state().values():
         processes.sum(total)

@@ -1,0 +1,88 @@
+"""Batches of a run's samples, as its recipe wants them read.
+
+Dimensions: B samples of a micro-batch of one rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smoe_hpc.config import Recipe
+from smoe_hpc.errors import DataError
+from smoe_hpc.io.loader import Loader, epoch_items
+from smoe_hpc.io.pipeline import Samples
+from smoe_hpc.training.processes import Processes
+from smoe_hpc.training.task import Task
+
+
+def open_loader(samples: Any, recipe: Recipe, processes: Processes, dtype: torch.dtype) -> Loader:
+    """A loader of this rank's batches on its device; the caller closes it.
+
+    Raises:
+        DataError: a front that is not installed.
+    """
+    settings = recipe.loader
+    return Loader(
+        samples,
+        front=settings.front,
+        workers=settings.workers,
+        prefetch=settings.prefetch,
+        verify=settings.verify,
+        device=processes.device,
+        rank=processes.rank,
+        world=processes.world,
+        dtype=dtype,
+    )
+
+
+class Loaders:
+    """Loaders of a task's splits, each opened when it is first wanted and kept.
+
+    Args:
+        task: whose samples.
+        recipe: how they are read.
+        processes: the ranks.
+        dtype: of the batches.
+    """
+
+    def __init__(self, task: Task, recipe: Recipe, processes: Processes, dtype: torch.dtype) -> None:
+        self._task, self._recipe, self._processes, self._dtype = task, recipe, processes, dtype
+        self._open: dict[str, Loader] = {}
+
+    def of(self, split: str) -> Loader:
+        """The loader of a split."""
+        if split not in self._open:
+            self._open[split] = open_loader(self._task.samples(split), self._recipe, self._processes, self._dtype)
+        return self._open[split]
+
+    def close(self) -> None:
+        """Close them all; what is wanted later is opened anew."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+
+def sample_positions(recipe: Recipe, processes: Processes) -> list[Tensor]:
+    """Where each micro-batch of this rank lies in the global batch: [B] int64 each."""
+    training = recipe.training
+    share = training.batch // processes.world
+    first = processes.rank * share
+    own = torch.arange(first, first + share, device=processes.device)
+    return list(own.split(share // training.accumulation))
+
+
+def what_is_not_finite(samples: Any, recipe: Recipe, epoch: int, step_in_epoch: int) -> str | None:
+    """Name a stored value that is not finite in the global batch of a step; None if there is none.
+
+    The order of samples is a pure function, so every rank finds the same.
+    """
+    if not isinstance(samples, Samples):
+        return None
+    first = step_in_epoch * recipe.training.batch
+    items = epoch_items(samples, recipe.training.seed, epoch)[first : first + recipe.training.batch]
+    try:
+        return samples.find_not_finite(items)
+    except DataError as error:  # the data went bad in between: that says it too
+        return str(error)
