@@ -47,7 +47,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
         calls.append({"recipe": recipe, "task": task, "run_dir": run_dir, "resume": resume})
         return SCORES
 
-    replace_room(monkeypatch, "smoe_hpc.training", train=train)
+    replace_room(monkeypatch, "smoe_hpc.training", train_or_requeue=train)
     replace_room(monkeypatch, "smoe_hpc.tasks", make_task=lambda recipe: f"task of {recipe.name}")
     return calls
 
@@ -55,7 +55,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
 # -- help ------------------------------------------------------------------------------------------------------------
 
 
-VERBS = ["", "train", "evaluate", "report", "compare", "recipes", "doctor", "quickstart", "data"]
+VERBS = ["", "train", "evaluate", "report", "compare", "recipes", "doctor", "quickstart", "data", "submit", "status"]
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "data heat", "data convert", "data inspect"])

@@ -16,12 +16,28 @@ HEAT = [
     ("data.noise_ratio=0", "data.noise_ratio=0.0: .* above 0, e.g. data.noise_ratio=10"),
     ("data.variables=[t2m]", "heat has one field.*set data.variables=null"),
     ("data.normalize=true", "heat is not normalised.*set data.normalize=false"),
+    ("data.leads=[24,6]", r"data.leads=\[24, 6\]: times must be positive and ascend, e.g. data.leads=\[72,120\]"),
+    ("data.leads=[]", "positive and ascend"),
+    ("data={lead: 6, leads: [6, 24]}", r"data.lead=6: has no effect beside data.leads=\[6, 24\]; set data.leads=\[6\], or"),
+    ("data.validation_leads=[24]", "set it to null, or data.lead_mode=continuous"),
+    ("data.lead_mode=continuous", "data.lead_mode=continuous: needs leads to draw from"),
+    ("data={lead_mode: continuous, leads: [24]}", "at least two"),
+    ("data.constants=[a,a]", "each constant once"),
+    ("data.block=0", "data.block=0: must be at least 1"),
+    ("data.order=block", r"expected one of global, blocks; did you mean blocks\?"),
     ("data.splits.train=5:5", "holds no run; the end must be above the first, such as 5:6"),
     ("data.splits.train=2019-03-01/2019-03-02", 'run numbers "first:end"'),
     # model
     ("model.channels=[]", "at least one output channel"),
     ("model.channels=[0]", "at least one output channel"),
     ("model.kernel_size=4", "model.kernel_size=4: must be odd"),
+    ("model.stem_kernel=4", "model.stem_kernel=4: must be odd"),
+    ("model.width=0", "at least 1"),
+    ("model.blocks=0", "at least 1"),
+    ("model.ghost_batch=0", "model.ghost_batch=0: must be at least 1"),
+    ("model.dropout=1", "model.dropout=1.0: must lie in 0 to below 1"),
+    ("model={network: resnet, width: 5}", "model.width=5: 5 channels of 1 filters each select 5 experts, but there are only 3"),
+    ("model={network: resnet, width: 3, filters_per_expert: 2}", "model.width=3: 3 channels are not whole experts"),
     ("model.num_experts=0", "model.num_experts=0: must be at least 1"),
     ("model.channels=[4]", "select 4 experts, but there are only 3; set model.num_experts to 4 or more, .* at most 3"),
     ("model={channels: [3], filters_per_expert: 2}", "not whole experts .*; take 2 or 4 channels"),
@@ -66,6 +82,9 @@ HEAT = [
     ("training.stop_at_score=.nan", "finite"),
     ("training={precision: float64, zero_stage: 1}", "ZeRO keeps its state in float32.*set training.zero_stage=0"),
     ("training.validate_every=0", "at least 1"),
+    ("loader.workers=0", "loader.workers=0: must be at least 1, e.g. loader.workers=2"),
+    ("loader.prefetch=0", "at least 1"),
+    ("loader.front=dalli", r"did you mean dali\?"),
     ("run.root=' '", "run.root"),
     ("run.keep=0", "at least 1"),
     ("run.checkpoint_seconds=0", "above 0"),
@@ -82,6 +101,13 @@ REGIONAL = [
     ("data.splits.test=2019-03-31/2019-03-27", "write 2019-03-27/2019-03-31"),
     ("data.splits.test=0:10", "two existing days"),
 ]
+WEATHER = [
+    ("data.normalize=false", "differ in size by ten powers of ten; set data.normalize=true"),
+    ("data.splits.test=2015-01-01/2016-12-31", "shares days"),
+    ("data.lead=120", r"set data.leads=\[120\], or data.leads=null"),
+    ("model.gate={kind: conv, region_map: true, share: false}", "only the heat task has a true region map"),
+    ("model.num_experts=100", "model.width=128: 128 channels of 1 filters each select 128 experts, but there are only 100"),
+]
 
 
 @pytest.mark.parametrize(("override", "message"), HEAT)
@@ -97,6 +123,12 @@ def test_impossible_regional(override: str, message: str):
         load_recipe("uk_t2m_smoe", [override])
 
 
+@pytest.mark.parametrize(("override", "message"), WEATHER)
+def test_impossible_weather(override: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("weather_smoe_1p4deg", [override])
+
+
 def test_python_code_is_checked_like_yaml():
     with pytest.raises(ConfigError, match=r"model.kind=smeo: must be one of smoe, .*; did you mean smoe\?"):
         Model(kind="smeo")  # type: ignore[arg-type]
@@ -108,6 +140,7 @@ def test_selected_counts_only_layers_of_the_kind():
     model = Model(channels=[8, 1], head="conv1x1", num_experts=16, filters_per_expert=2)
     assert model.selected == [4]
     assert Model(channels=[6, 3], num_experts=6).selected == [6, 3]
+    assert Model(network="resnet", width=6, blocks=2, num_experts=6, filters_per_expert=2).selected == [3] * 4
 
 
 def test_all_experts_may_be_selected():
@@ -134,7 +167,8 @@ SHARED = "where the gate's values depend on the sample"
 @pytest.mark.parametrize(
     ("recipe", "overrides", "message"),
     [
-        ("heat_smoe_coordconv_multi_gate", [], "model.gate.kind=coordconv_multi: its batch normalisation sees a micro-batch"),
+        ("heat_smoe_coordconv_multi_gate", [], r"model\.ghost_batch=32: must divide the micro-batch of .* set model\.ghost"),
+        ("weather_resnet_5p625deg", [], r"model\.ghost_batch=32: must divide the micro-batch of .* set model\.ghost_batch="),
         ("heat_smoe_conv_gate", ["model.routing_loss.importance=0.1"], f"model.routing_loss.importance=0.1: .* {SHARED}"),
         ("heat_smoe_conv_gate", ["model.routing_loss.spatial_agreement=1"], "set model.routing_loss.spatial_agreement=0"),
         (
@@ -169,6 +203,24 @@ def test_what_depends_on_how_a_batch_is_shared(recipe: str, overrides: list[str]
 )
 def test_what_a_shared_batch_leaves_as_it_is(recipe: str, overrides: list[str]):
     check_world(load_recipe(recipe, [*overrides, "training.accumulation=2"]), 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "world", "accumulation", "group"),
+    [
+        ("weather_smoe_1p4deg", 8, 1, 8),
+        ("weather_smoe_1p4deg", 2, 4, 8),
+        ("weather_smoe_1p4deg", 16, 1, 4),
+        ("weather_smoe_5p625deg", 2, 1, 32),
+        ("weather_smoe_5p625deg", 4, 2, 8),
+        ("heat_smoe_coordconv_multi_gate", 4, 1, 8),
+    ],
+)
+def test_groups_that_fit_are_shared(recipe: str, world: int, accumulation: int, group: int):
+    overrides = [f"training.accumulation={accumulation}", f"model.ghost_batch={group}"]
+    check_world(load_recipe(recipe, overrides), world)
+    with pytest.raises(ConfigError, match=f"set model.ghost_batch={group} "):
+        check_world(load_recipe(recipe, [overrides[0], f"model.ghost_batch={2 * group}"]), world)
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -36,6 +36,21 @@ TWO_MEANS = "model.routing_loss.error_scale=running_mean: with model.weighted=tr
         ("heat_low_rank_lcn", ["model.damping.factor=0"], "factor=0.0 has no effect .*; set model.damping=null, or"),
         ("heat_conv2", ["model.num_experts=5"], "set model.num_experts=3, or model.kind to smoe, cond_conv, low_rank_lcn"),
         ("heat_smoe", ["model.kind=conv"], "model.routing_loss.quantile=0.3 has no effect with model.kind=conv"),
+        # the other network
+        ("heat_smoe", ["model.width=64"], "model.width=64: has no effect with model.network=stack; set model.width=128, or"),
+        ("heat_smoe", ["model.dropout=0"], "set model.dropout=0.1, or model.network=resnet"),
+        ("heat_smoe", ["model.ghost_batch=8"], "or a gate of kind coordconv_multi"),
+        ("heat_conv2", ["model.ghost_batch=8"], "set model.ghost_batch=32, or model.network=resnet"),
+        ("weather_smoe_1p4deg", ["model.channels=[3]"], "model.channels=.*: has no effect with model.network=resnet"),
+        ("weather_resnet_1p4deg", ["model.activation=relu"], "set model.activation=none, or model.network=stack"),
+        ("weather_resnet_1p4deg", ["model.num_experts=256"], "model.num_experts=256 has no effect with model.kind=conv"),
+        # other tasks
+        ("heat_smoe", ["data.constants=[region]"], r"data.constants=.* has no effect with task=heat; set data.constants=\[\]"),
+        ("heat_smoe", ["data.leads=[1,2]"], "has no effect with task=heat; set data.leads=null"),
+        ("heat_smoe", ["data.gaps=refuse"], "set data.gaps=skip"),
+        ("uk_t2m_smoe", ["data={lead: 1, leads: [6, 24]}"], "has no effect with task=regional"),
+        ("weather_smoe_1p4deg", ["data.noise_ratio=2"], "data.noise_ratio=2.0: has no effect with task=weather"),
+        ("uk_t2m_smoe", ["data.block=8"], "has no effect with data.order=global; set data.block=32, or data.order=blocks"),
     ],
 )
 def test_settings_that_do_nothing(recipe: str, overrides: list[str], message: str):
@@ -56,6 +71,9 @@ def test_settings_that_do_nothing(recipe: str, overrides: list[str], message: st
         ("heat_low_rank_lcn", ["model.num_experts=5"]),
         ("heat_conv2", ["model.routing_loss=null", "model.damping=null"]),  # asks for nothing
         ("heat_smoe", ["model={kind: conv, routing_loss: null, damping: null}"]),
+        ("heat_smoe_coordconv_multi_gate", ["model.ghost_batch=8"]),
+        ("heat_smoe", ["model={network: resnet, width: 1, blocks: 1}"]),
+        ("uk_t2m_smoe", ["data={order: blocks, block: 8, gaps: refuse}", "loader={front: dali, workers: 4}"]),
     ],
 )
 def test_settings_that_do_something(recipe: str, overrides: list[str]):

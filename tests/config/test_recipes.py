@@ -6,7 +6,10 @@ import torch
 from smoe_hpc.config import Damping, Gate, RoutingLoss, load_recipe, recipe_names, recipe_summary, to_yaml
 from smoe_hpc.config.loading import RECIPES
 from smoe_hpc.config.values import known
-from smoe_hpc.models import build_stack
+from smoe_hpc.io.channels import CONSTANTS, channels_of
+from smoe_hpc.layers import begin_step, spatial_layers
+from smoe_hpc.models import build_model
+from smoe_hpc.training.run_directory import differences, identity_of
 
 PLAIN = (int, float, str, bool, type(None))
 EQUAL_BUDGET = ("uk_t2m_conv", "uk_t2m_lcn", "uk_t2m_low_rank_lcn", "uk_t2m_smoe")
@@ -102,10 +105,61 @@ def test_the_quickstart_gives_both_models_the_same_data_and_batches():
 def test_every_recipe_builds(name: str):
     recipe = load_recipe(name)
     frames, height, width = len(recipe.data.inputs), 6, 5
+    outputs = len(recipe.data.targets or [1]) if recipe.model.network == "resnet" else recipe.model.channels[-1]
     regions = torch.arange(height * width).reshape(height, width) % 3
-    model = build_stack(recipe.model, frames, (height, width), regions)
-    output = model(torch.ones(2, frames, height, width))
-    assert output.shape == (2, recipe.model.channels[-1], height, width)
+    model = build_model(recipe, frames, outputs, (height, width), regions)
+    for layer in spatial_layers(model):
+        if layer.routing_loss is not None and layer.routing_loss.error_scale == "loss_weight":
+            layer.set_loss_weight(torch.ones(height, width))
+    begin_step(model, 0)
+    batch = recipe.model.ghost_batch if recipe.model.normalises else 2
+    output = model(torch.ones(batch, frames, height, width))
+    assert output.shape == (batch, outputs, height, width)
+
+
+WEATHER = [name for name in recipe_names() if name.startswith("weather_")]
+
+
+@pytest.mark.parametrize("name", WEATHER)
+def test_weather_recipes_are_as_published(name: str):
+    recipe = load_recipe(name)
+    data, model, smoe = recipe.data, recipe.model, recipe.model.kind == "smoe"
+    assert data.variables is not None
+    assert data.variables == [channel.name for channel in channels_of("rt38")]
+    assert set(data.constants) == set(CONSTANTS)
+    assert len(data.inputs) * len(data.variables) + len(data.constants) == 117
+    assert (data.inputs, data.leads, data.targets) == ([-12, -6, 0], [72], ["z500", "t850", "t2m"])
+    assert [data.splits[split][:4] for split in ("train", "validation", "test")] == ["1979", "2016", "2017"]
+    assert (data.gaps, data.order, recipe.loader.front, recipe.training.precision) == ("refuse", "blocks", "auto", "bf16")
+    assert (model.network, model.width, model.blocks, model.dropout) == ("resnet", 128, 19, 0.1)
+    assert (model.stem_kernel, model.kernel_size, model.padding) == (7, 3, "periodic_longitude")
+    schedule = recipe.schedule
+    assert recipe.training.batch == (64 if smoe else 32)
+    assert recipe.optimizer.lr == (1e-3 if smoe else 5e-5)
+    assert recipe.optimizer.weight_decay == 2e-5
+    assert (schedule.factor, schedule.patience, schedule.early_stop) == (0.1 if smoe else 0.2, 2, 5)
+    assert (schedule.min_lr, schedule.min_delta) == ((1e-6, 0.0) if smoe else (0.0, 1e-4))
+    if smoe:
+        assert set(model.selected) == {128}
+        assert (model.expert_order, model.gate.share, model.num_experts) == ("id", True, 256)
+    assert ("1p4deg" in name) == (data.store == "data/era5_1p4deg")
+
+
+def test_weather_recipes_of_two_grids_differ_in_what_the_grid_asks_for():
+    for kind in ("resnet", "smoe"):
+        fine, coarse = (load_recipe(f"weather_{kind}_{grid}") for grid in ("1p4deg", "5p625deg"))
+        alike = replace(fine, name=coarse.name, data=replace(fine.data, store=coarse.data.store))
+        alike = replace(alike, model=replace(fine.model, ghost_batch=coarse.model.ghost_batch))
+        assert replace(alike, training=replace(fine.training, zero_stage=0)) == coarse
+
+
+def test_the_loader_is_no_part_of_a_runs_identity():
+    plain = load_recipe("weather_smoe_1p4deg", ["loader.front=plain", "loader.verify=all"])
+    dali = load_recipe("weather_smoe_1p4deg", ["loader.front=dali", "loader.workers=7"])
+    assert identity_of(plain) == identity_of(dali)
+    assert not differences(plain, dali)
+    other = load_recipe("weather_smoe_1p4deg", ["model.ghost_batch=4"])
+    assert identity_of(plain) != identity_of(other)
 
 
 def test_every_field_is_described():

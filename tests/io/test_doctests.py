@@ -3,7 +3,10 @@ import importlib
 
 import pytest
 
-MODULES = ["convert.grib", "grids", "layout", "samples", "store", "store_writer", "synthetic.heat"]
+MODULES = [
+    "convert.grib", "encoding", "fields", "gaps", "grids", "layout", "order", "reading", "samples", "store", "store_writer",
+    "synthetic.heat", "team", "transforms",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,27 +1,17 @@
-import gc
-import threading
-import time
-
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.io import pipeline
-from smoe_hpc.io.pipeline import Samples, train_batches, validation_batches
-from smoe_hpc.io.samples import Split, Window, epoch_order
+from smoe_hpc.io import Store, StoreWriter, open_store
+from smoe_hpc.io.order import Order, epoch_order
+from smoe_hpc.io.pipeline import Samples
+from smoe_hpc.io.samples import Split, Window
 from smoe_hpc.io.statistics import compute_statistics
 
-
-def prefetch_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "smoe-prefetch"]
-
-
-def no_thread_left(within: float = 1.0) -> bool:
-    end = time.monotonic() + within
-    while prefetch_threads() and time.monotonic() < end:
-        time.sleep(0.01)
-    return not prefetch_threads()
+from .conftest import hourly
+from .loading import WINDOWS, CountedReads, assert_is, make_samples
 
 
 def test_a_batch_holds_the_fields_of_its_samples(make_store):
@@ -61,6 +51,7 @@ def test_filled_up_entries_are_zero_and_marked(make_store):
     assert not samples.fetch([-1]).valid.any()
     assert batch.to("cpu", torch.float64).inputs.dtype == torch.float64
     assert batch.to("cpu", torch.float64).ids.dtype == torch.int64
+    assert batch.to("cpu", torch.float32).inputs is batch.inputs
 
 
 def test_bad_samples_are_refused(make_store):
@@ -70,94 +61,101 @@ def test_bad_samples_are_refused(make_store):
         Samples(store, Window((0,), 1), None, ["t2n"])
     with pytest.raises(DataError, match="statistics are of other channels"):
         Samples(store, Window((0,), 1), statistics=statistics)
-    with pytest.raises(DataError, match="sample 11 does not exist; there are 11"):
-        Samples(store, Window((0,), 1)).fetch([11])
+    for item in (11, -2):
+        with pytest.raises(DataError, match=f"sample {item} does not exist"):
+            Samples(store, Window((0,), 1)).fetch([item])
+    with pytest.raises(DataError, match="sample 22 does not exist; there are 20"):
+        Samples(store, Window((0,), (1, 2), "each")).fetch([22])
 
 
-@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (2, 2), (4, 1)])
-def test_ranks_and_resumption_give_the_batches_of_one_process(make_store, world, accumulation):
+def test_names_and_places_of_channels(make_store):
+    samples, _ = make_samples(make_store, "stacked")
+    assert (samples.in_channels, samples.out_channels) == (2 * 2 + 2, 2 * 2)
+    assert samples.target_names == ["b_1h", "c_1h", "b_3h", "c_3h"]
+    assert samples.newest is None  # b is no input
+    assert samples.target_mean.shape == (4, 1, 1)
+    assert samples.target_mean[0] == samples.target_mean[2] != samples.target_mean[1]
+    own = Samples(samples.store, Window((-1, 0), (1, 3)), None, ["c", "a", "b"], ["b", "c"])
+    assert own.newest == [5, 3, 5, 3]
+    batch = own.fetch([4])
+    np.testing.assert_array_equal(batch.inputs[0, own.newest[:2]].numpy(), samples.store.read([5], ["b", "c"])[0])
+    drawn, _ = make_samples(make_store, "drawn", name="other.h5")
+    assert (drawn.in_channels, drawn.out_channels, drawn.target_names) == (3 * 2 + 2 + 1, 2, ["b", "c"])
+    assert drawn.describe_item(4) == f"{drawn.store.path} time 2019-03-01T03:00:00 + 3 h"
+    assert own.describe_item(0).endswith("time 2019-03-01T01:00:00 + 1, 3 h")
+
+
+@pytest.mark.parametrize("kind", list(WINDOWS))
+def test_items_mean_the_same_in_every_epoch(make_store, kind):
+    samples, _ = make_samples(make_store, kind, order=Order("blocks", 6))
+    starts, leads = len(samples.input_rows), len(samples.window.leads)
+    each = starts * leads if samples.window.by_lead else starts
+    assert samples.all_items().tolist() == list(range(each))
+    for epoch in range(3):
+        items = samples.epoch_items(9, epoch)
+        assert len(items) == len(samples) == (each if kind == "each" else starts)
+        assert len(set(items.tolist())) == len(items)
+        if kind == "drawn":
+            assert sorted((items // leads).tolist()) == list(range(starts))
+            assert len(set((items % leads).tolist())) == leads
+            other = samples.epoch_items(9, epoch + 1)
+            assert (np.sort(items) % leads).tolist() != (np.sort(other) % leads).tolist()  # by start
+        assert_is(samples.fetch(items[:4]), samples)
+
+
+def test_the_order_of_an_epoch_is_as_it_always_was(make_store):
     samples = Samples(make_store(count=30)[0], Window((0,), 1))
-    options = {"seed": 5, "epoch": 2, "global_batch": 8}
-    whole = [batch.ids.tolist() for batch in train_batches(samples, **options)]
-    assert [i for ids in whole for i in ids] == epoch_order(29, 5, 2)[:24].tolist()
-    for start in (0, 1, 2, 3):
-        ranks = [
-            [
-                b.ids
-                for b in train_batches(
-                    samples, **options, start_step=start, accumulation=accumulation, rank=r, world=world
-                )
-            ]
-            for r in range(world)
-        ]
-        for step in range(3 - start):
-            together = [torch.cat(ids[step * accumulation : (step + 1) * accumulation]) for ids in ranks]
-            assert torch.cat(together).tolist() == whole[start + step]
+    np.testing.assert_array_equal(samples.epoch_items(5, 2), epoch_order(29, 5, 2))
 
 
-def test_validation_visits_every_sample_once(make_store):
-    samples = Samples(make_store(count=30)[0], Window((0,), 1))
-    parts = [list(validation_batches(samples, batch=4, rank=rank, world=3)) for rank in range(3)]
-    assert {len(part) for part in parts} == {3}
-    ids = torch.cat([batch.ids[batch.valid] for part in parts for batch in part])
-    assert sorted(ids.tolist()) == list(range(29))
+def test_windows_cross_from_file_to_file(make_store, tmp_path):
+    whole, fields = make_store(count=30)
+    folder = tmp_path / "years"
+    folder.mkdir()
+    for number, (first, end) in enumerate(((0, 11), (11, 12), (12, 30))):
+        path = folder / f"part_{number}.h5"
+        with StoreWriter(path, whole.grid, whole.channels, whole.units, coords={"time": hourly(30)[first:end]}) as writer:
+            writer.write(0, fields[first:end])
+    series = open_store(folder)
+    for kind in WINDOWS:
+        one, several = (Samples(store, WINDOWS[kind], None, None, ["z500"], gaps="refuse") for store in (whole, series))
+        assert len(one) == len(several)
+        items = one.epoch_items(0, 0)
+        assert torch.equal(one.fetch(items).inputs, several.fetch(items).inputs)
+        assert torch.equal(one.fetch(items).targets, several.fetch(items).targets)
+    assert "part_1.h5 time 2019-03-01T11" in Samples(series, Window((0,), 1)).describe_item(11)
 
 
-def test_bad_arguments_raise_at_once(make_store):
-    samples = Samples(make_store(count=30)[0], Window((0,), 1))
-    with pytest.raises(DataError, match="divisible"):
-        train_batches(samples, seed=0, epoch=0, global_batch=7, world=2)
-    with pytest.raises(DataError, match="do not fill one batch"):
-        train_batches(samples, seed=0, epoch=0, global_batch=64)
-    assert not prefetch_threads()
+def test_a_missing_hour_is_refused_with_its_file_or_its_windows_are_left_out(make_store):
+    times = np.delete(hourly(30), 12)
+    store, _ = make_store(count=29, coords={"time": times})
+    message = rf"1 times are missing, the first between {store.path} time 2019-03-01T11.* and .*T13.* set data.gaps=skip"
+    with pytest.raises(DataError, match=message):
+        Samples(store, Window((-1, 0), 2), gaps="refuse")
+    skipping = Samples(store, Window((-1, 0), 2), gaps="skip")
+    assert len(skipping) == 27 - 3  # starts 10, 12 and 13 would need it
+    starts = times[skipping.input_rows[:, -1]]
+    assert not set(np.datetime64("2019-03-01T00") + np.array([10, 12, 13]) * np.timedelta64(1, "h")) & set(starts)
 
 
-def test_the_thread_reads_ahead_but_not_far(make_store, monkeypatch):
-    samples = Samples(make_store(count=30)[0], Window((0,), 1))
-    made = []
-    fetch = samples.fetch
-    monkeypatch.setattr(samples, "fetch", lambda ids: made.append(len(made)) or fetch(ids))
-    batches = train_batches(samples, seed=0, epoch=0, global_batch=2)
-    next(batches)
-    time.sleep(0.2)
-    assert 2 <= len(made) <= pipeline.PREFETCH + 2  # one used, the queue full, one waiting for room
-    batches.close()
+def test_fields_that_samples_share_are_read_once(make_store, monkeypatch):
+    samples, _ = make_samples(make_store, "drawn")
+    counted = CountedReads(samples.store, monkeypatch)
+    leads = len(samples.window.leads)
+    samples.fetch([start * leads for start in range(8)])  # 8 starts with 3 inputs each: 10 fields
+    inputs = [row for row, channels in counted.reads if channels == ("c", "a")]
+    targets = [row for row, channels in counted.reads if channels == ("b", "c")]
+    assert sorted(inputs) == list(range(10))
+    assert len(targets) == len(set(targets)) == 8
 
 
-def test_errors_reach_the_consumer_in_order(make_store):
-    store, _ = make_store(count=30)
-    samples = Samples(store, Window((0,), 1))
-    store.read([0])
-    last = int(store._offsets.max())
-    with store.path.open("r+b") as file:
-        file.truncate(last - 10)
-    batches = validation_batches(samples, batch=1)
-    with pytest.raises(DataError, match="truncated"):  # noqa: PT012
-        for count, _ in enumerate(batches):
-            assert count < 28
-    assert no_thread_left()
-
-
-@pytest.mark.parametrize("end", ["close", "collect", "exhaust", "never started"])
-def test_the_thread_ends_with_the_iterator(make_store, end):
-    samples = Samples(make_store(count=200)[0], Window((0,), 1))
-    batches = train_batches(samples, seed=0, epoch=0, global_batch=2)
-    if end != "never started":
-        next(batches)
-        assert prefetch_threads()
-    started = time.monotonic()
-    if end == "close":
-        batches.close()
-        assert not prefetch_threads()
-    elif end == "exhaust":
-        assert sum(1 for _ in batches) == 98
-    del batches
-    gc.collect()
-    assert no_thread_left()
-    assert time.monotonic() - started < 1
-
-
-def test_torch_threads_are_left_alone(make_store):
-    before = torch.get_num_threads()
-    list(train_batches(Samples(make_store()[0], Window((0,), 1)), seed=0, epoch=0, global_batch=2))
-    assert torch.get_num_threads() == before
+def test_a_value_that_is_not_finite_is_found_and_named(make_store):
+    path = make_store(count=20, channels=("a", "b"))[0].path
+    with h5py.File(path, "r+") as file:  # a writer of ours refuses it
+        file["fields"][7, 1, 2, 3] = np.nan
+        file["fields"][9, 0, 0, 0] = np.inf
+    samples = Samples(Store(path), Window((0,), 2), None, ["a"], ["b"])
+    assert samples.find_not_finite([0, 1, 2, 4, 10]) is None
+    found = samples.find_not_finite([3, 5])  # 5 + 2 = 7 is its target
+    assert found == f"{path} time 2019-03-01T07:00:00, channel b, latitude 2, longitude 3 holds nan"
+    assert "T09:00:00, channel a, latitude 0, longitude 0 holds inf" in str(samples.find_not_finite([9, 5]))

@@ -2,15 +2,7 @@ import numpy as np
 import pytest
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.io.samples import (
-    Split,
-    Window,
-    batch_positions,
-    epoch_order,
-    evaluation_batches,
-    sample_rows,
-    steps_per_epoch,
-)
+from smoe_hpc.io.samples import Split, Window, refuse_gaps, sample_rows
 
 HOUR = np.timedelta64(1, "h")
 START = np.datetime64("2016-12-31T00")
@@ -24,9 +16,9 @@ def test_a_gap_is_never_crossed():
     # row      0  1  2  3     4  5  6
     # 6 h step 0  1  2  3  .  5  6  7      step 4 is missing
     # starts:  1 (0, 1 -> 3)   2 wants 4: no   3 (2, 3 -> 5): yes   5 wants 4: no   6 wants 8: no
-    inputs, targets = sample_rows(every_6_hours(0, 1, 2, 3, 5, 6, 7), Window(inputs=(-6, 0), lead=12))
+    inputs, targets = sample_rows(every_6_hours(0, 1, 2, 3, 5, 6, 7), Window(inputs=(-6, 0), leads=12))
     assert inputs.tolist() == [[0, 1], [2, 3]]
-    assert targets.tolist() == [3, 4]
+    assert targets.ravel().tolist() == [3, 4]
 
 
 def test_a_run_is_never_left():
@@ -34,10 +26,10 @@ def test_a_run_is_never_left():
     # run   0  0  0  0   1  1  1     7  7
     # step  0  1  2  3   0  1  2     4  5     run 7 goes on where run 0 might have
     coords = {"run": np.array([0, 0, 0, 0, 1, 1, 1, 7, 7]), "step": np.array([0, 1, 2, 3, 0, 1, 2, 4, 5])}
-    inputs, targets = sample_rows(coords, Window(inputs=(0,), lead=1))
+    inputs, targets = sample_rows(coords, Window(inputs=(0,), leads=1))
     assert inputs.ravel().tolist() == [0, 1, 2, 4, 5, 7]
-    assert targets.tolist() == [1, 2, 3, 5, 6, 8]
-    inputs, targets = sample_rows(coords, Window(inputs=(-1, 0), lead=1))
+    assert targets.ravel().tolist() == [1, 2, 3, 5, 6, 8]
+    inputs, targets = sample_rows(coords, Window(inputs=(-1, 0), leads=1))
     assert inputs.tolist() == [[0, 1], [1, 2], [4, 5]]
 
 
@@ -56,38 +48,38 @@ def slow_rows(keys: list[tuple[int, int]], window: Window, inside: list[bool]) -
 def test_times_equal_the_slow_way(seed):
     rng = np.random.default_rng(seed)
     hours = 6 * np.sort(rng.choice(80, size=55, replace=False))
-    window = Window(inputs=(*sorted(rng.choice([-18, -12, -6], 2, replace=False)), 0), lead=int(rng.choice([6, 24])))
+    window = Window(inputs=(*sorted(rng.choice([-18, -12, -6], 2, replace=False)), 0), leads=int(rng.choice([6, 24])))
     split = Split("2016-12-31/2017-01-15") if seed % 2 else None
     inside = [seed % 2 == 0 or bool(START + h * HOUR < np.datetime64("2017-01-16")) for h in hours]
     expected = slow_rows([(0, int(h)) for h in hours], window, inside)
     if not expected:
         pytest.skip("no sample in this draw")
     inputs, targets = sample_rows({"time": START + hours * HOUR}, window, split)
-    assert list(zip(inputs.tolist(), targets.tolist(), strict=True)) == expected
+    assert list(zip(inputs.tolist(), targets.ravel().tolist(), strict=True)) == expected
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_runs_equal_the_slow_way(seed):
     rng = np.random.default_rng(seed)
     keys = sorted({(int(r), int(s)) for r, s in zip(rng.integers(0, 5, 60), rng.integers(0, 12, 60), strict=True)})
-    window = Window(inputs=(-2, 0) if seed % 3 else (0,), lead=int(rng.integers(1, 4)))
+    window = Window(inputs=(-2, 0) if seed % 3 else (0,), leads=int(rng.integers(1, 4)))
     inside = [run in (1, 2, 4) for run, _ in keys]
     expected = slow_rows(keys, window, inside)
     if not expected:
         pytest.skip("no sample in this draw")
     run, step = (np.array(part) for part in zip(*keys, strict=True))
     inputs, targets = sample_rows({"run": run, "step": step}, window, Split("1:3,4:5"))
-    assert list(zip(inputs.tolist(), targets.tolist(), strict=True)) == expected
+    assert list(zip(inputs.tolist(), targets.ravel().tolist(), strict=True)) == expected
 
 
 def test_dates_are_inclusive_and_splits_share_no_field():
     coords = {"time": np.datetime64("2019-03-01T00") + np.arange(31 * 24) * HOUR}
-    window = Window(inputs=(-12, -6, 0), lead=6)
+    window = Window(inputs=(-12, -6, 0), leads=6)
     used = []
     for text, days in (("2019-03-01/2019-03-23", 23), ("2019-03-24/2019-03-26", 3), ("2019-03-27/2019-03-31", 5)):
         inputs, targets = sample_rows(coords, window, Split(text))
         assert len(targets) == days * 24 - 18
-        used.append({*inputs.ravel().tolist(), *targets.tolist()})
+        used.append({*inputs.ravel().tolist(), *targets.ravel().tolist()})
     assert max(used[0]) == 23 * 24 - 1
     assert not used[0] & used[1]
     assert not used[1] & used[2]
@@ -157,55 +149,58 @@ def test_dates_must_meet_the_store_and_need_not_fill_it():
             Split(text).mask(coords)
 
 
-@pytest.mark.parametrize(("inputs", "lead"), [((), 6), ((0, -6), 6), ((-6, 6), 12), ((0, 0), 6), ((0,), 0), ((0,), -6)])
-def test_impossible_windows_are_refused(inputs, lead):
-    with pytest.raises(DataError, match="window"):
-        Window(inputs, lead)
-
-
-def test_the_order_is_a_shuffle_by_seed_and_epoch():
-    orders = [epoch_order(1000, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
-    for order in orders:
-        assert sorted(order.tolist()) == list(range(1000))
-    assert len({tuple(order) for order in orders}) == 4
-    np.testing.assert_array_equal(orders[0], epoch_order(1000, 0, 0))
-    assert abs(np.corrcoef(orders[0], np.arange(1000))[0, 1]) < 0.1
-
-
-@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (3, 2), (4, 3), (12, 1), (1, 12), (6, 2)])
-def test_ranks_together_take_the_batch_of_one_process(world, accumulation):
-    samples, batch = 101, 12
-    steps = steps_per_epoch(samples, batch)
-    seen = []
-    for step in range(steps):
-        whole = batch_positions(samples, batch, 1, 0, 1, step).ravel()
-        parts = [batch_positions(samples, batch, accumulation, rank, world, step) for rank in range(world)]
-        assert {part.shape for part in parts} == {(accumulation, batch // world // accumulation)}
-        np.testing.assert_array_equal(np.concatenate([part.ravel() for part in parts]), whole)
-        seen += whole.tolist()
-    assert seen == list(range(96))  # each position once; 5 of 101 do not fill a batch
-
-
-@pytest.mark.parametrize("samples", [1, 5, 24, 25, 101])
-@pytest.mark.parametrize(("batch", "world"), [(1, 1), (4, 1), (4, 3), (7, 2)])
-def test_evaluation_covers_each_sample_once_in_equal_steps(samples, batch, world):
-    parts = [evaluation_batches(samples, batch, rank, world) for rank in range(world)]
-    assert len({part.shape for part in parts}) == 1
-    taken = np.stack(parts, axis=1).ravel()
-    assert taken[taken >= 0].tolist() == list(range(samples))
-    assert (taken < 0).sum() < batch * world
-
-
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((100, 10, 1, 0, 3, 0), "divisible by 3 ranks x 1 accumulation; try 12"),
-        ((100, 12, 5, 0, 1, 0), "try 15"),
-        ((5, 12, 1, 0, 1, 0), "5 samples do not fill one batch of 12"),
-        ((100, 10, 1, 0, 1, 10), "outside the epoch's 10 steps"),
-        ((100, 10, 1, 2, 2, 0), "rank 2 of 2"),
-    ],
+    ("inputs", "leads"),
+    [((), 6), ((0, -6), 6), ((-6, 6), 12), ((0, 0), 6), ((0,), 0), ((0,), -6), ((0,), ()), ((0,), (24, 6)), ((0,), (6, 6))],
 )
-def test_impossible_batches_are_refused(arguments, message):
+def test_impossible_windows_are_refused(inputs, leads):
+    with pytest.raises(DataError, match="window"):
+        Window(inputs, leads)
+
+
+def test_one_lead_is_a_number_or_a_tuple():
+    assert Window((0,), 6) == Window((0,), (6,)) == Window((0,), np.int64(6))
+    assert Window((0,), 6).lead == 6
+    with pytest.raises(DataError, match="has 2 leads"):
+        _ = Window((0,), (6, 12)).lead
+    with pytest.raises(DataError, match="choose stacked, drawn or each"):
+        Window((0,), 6, "some")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_several_leads_are_where_each_of_them_alone_would_be(seed):
+    rng = np.random.default_rng(seed)
+    coords = every_6_hours(*np.sort(rng.choice(80, size=60, replace=False)))
+    inputs, targets = sample_rows(coords, Window((-6, 0), (6, 24)))
+    alone = []
+    for lead in (6, 24):
+        starts, target = sample_rows(coords, Window((-6, 0), lead))
+        alone.append(dict(zip(starts[:, -1].tolist(), target[:, 0].tolist(), strict=True)))
+    both = sorted(set(alone[0]) & set(alone[1]))  # starts for which every lead is stored
+    assert inputs[:, -1].tolist() == both
+    assert targets.tolist() == [[alone[0][start], alone[1][start]] for start in both]
+
+
+def row_name(row: int) -> str:
+    return f"file.h5 row {row}"
+
+
+def test_a_hole_is_refused_and_named():
+    refuse_gaps(every_6_hours(*range(8)), None, row_name)
+    coords = every_6_hours(0, 1, 2, 3, 6, 7, 9)  # 4, 5 and 8 are missing
+    message = r"3 times are missing, the first between file.h5 row 3 and file.h5 row 4, where fields lie 6 h apart; .*gaps=skip"
     with pytest.raises(DataError, match=message):
-        batch_positions(*arguments)
+        refuse_gaps(coords, None, row_name)
+    refuse_gaps(coords, Split("2016-12-31/2016-12-31"), row_name)  # 0 to 3: the hole lies outside
+
+
+def test_what_lies_between_parts_of_a_split_or_runs_is_no_hole():
+    coords = every_6_hours(*range(4), *range(12, 16))  # 31 December and 3 January
+    refuse_gaps(coords, Split("2016-12-31/2016-12-31,2017-01-03/2017-01-03"), row_name)
+    with pytest.raises(DataError, match="8 times are missing"):
+        refuse_gaps(coords, Split("2016-12-31/2017-01-03"), row_name)
+    runs = {"run": np.array([0, 0, 0, 1, 1, 3, 3]), "step": np.array([0, 1, 2, 5, 6, 0, 1])}
+    refuse_gaps(runs, None, row_name)
+    runs["step"][2] = 3
+    with pytest.raises(DataError, match=r"1 steps are missing, the first between file.h5 row 1 and file.h5 row 2"):
+        refuse_gaps(runs, Split("0:2,3:4"), row_name)

@@ -1,3 +1,4 @@
+import os
 import pickle
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.io import Grid, Store, StoreWriter, open_dataset
+from smoe_hpc.io import Encoding, Grid, Store, open_dataset
 from smoe_hpc.io.inspect import describe_store
 
 from .conftest import hourly
@@ -103,38 +104,94 @@ def test_many_threads_read_at_once(make_store):
     assert not wrong
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int16"])
+@pytest.mark.parametrize("compression", [None, "gzip", "zstd", "lz4", "blosc"])
+def test_every_type_is_read_alike_however_it_is_compressed(make_store, dtype, compression):
+    if compression not in (None, "gzip"):
+        pytest.importorskip("hdf5plugin")
+    encoding = Encoding.of_bounds(dtype, [-8.0] * 4, [8.0] * 4)
+    store, fields = make_store(channels=("a", "b", "c", "d"), encoding=encoding, compression=compression)
+    assert store.direct == (compression is None)
+    with h5py.File(store.path) as file:
+        assert file["fields"].fletcher32
+    for channels in (None, ("b", "c"), ("d", "a")):
+        places = [0, 1, 2, 3] if channels is None else ["abcd".index(name) for name in channels]
+        expected = encoding.decode(encoding.encode(fields))[[7, 0, 11]][:, places]
+        np.testing.assert_allclose(expected, fields[[7, 0, 11]][:, places], atol=4e-3)
+        for check in (False, True):
+            np.testing.assert_array_equal(store.read([7, 0, 11], channels, check=check), expected)
+            out = np.zeros((3, len(places), 4, 5), encoding.stored_type)
+            assert store.read_stored([7, 0, 11], channels, out, check) is out
+            np.testing.assert_array_equal(encoding.select(places).decode(out), expected)
+
+
+def test_stored_numbers_go_only_into_memory_of_their_type(make_store):
+    store, _ = make_store(encoding=Encoding.of_bounds("int16", [-8.0] * 2, [8.0] * 2))
+    with pytest.raises(DataError, match=r"out is float32 .*; it must be C-contiguous int16"):
+        store.read_stored([0], out=np.empty((1, 2, 4, 5), np.float32))
+    with pytest.raises(DataError, match="must be C-contiguous float32"):
+        store.read([0], out=np.empty((1, 2, 4, 5), np.int16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_a_pickled_compressed_store_reads_in_another_process(make_store, dtype):
+    pytest.importorskip("hdf5plugin")
+    encoding = Encoding.of_bounds(dtype, [-8.0] * 2, [8.0] * 2)
+    store, _ = make_store(encoding=encoding, compression="zstd")
+    expected = float(store.read([3]).astype("f8").sum())
+    code = "import pickle,sys; s=pickle.load(sys.stdin.buffer); print(float(s.read([3]).astype('f8').sum()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(store), capture_output=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert float(done.stdout) == expected
+
+
+@pytest.mark.parametrize("what", ["reading", "writing"])
+def test_a_missing_compressor_is_one_error(make_store, tmp_path, what):
+    pytest.importorskip("hdf5plugin")
+    store, _ = make_store(compression="zstd")
+    action = "Store(path)" if what == "reading" else (
+        "StoreWriter(path + '2', Grid.plane(2, 2), ['a'], ['1'], coords={'run': [0]}, compression='zstd')"
+    )
+    (tmp_path / "hdf5plugin.py").write_text("raise ImportError('not here')")
+    code = f"from smoe_hpc.io import *; path = {str(store.path)!r}; {action}"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment
+    )
+    reason = "store.h5 is compressed with zstd" if what == "reading" else "compression 'zstd' was asked for"
+    assert f"{reason}, but hdf5plugin is not installed; pip install 'smoe-hpc[convert]'" in done.stderr
+
+
+def test_members_may_share_a_time(make_store):
+    coords = {"time": np.repeat(hourly(6), 2), "member": np.tile([0, 1], 6)}
+    store, fields = make_store(coords=coords)
+    with open_dataset(store.path) as decoded:
+        chosen = decoded["fields"].values[decoded["member"].values == 1]
+    np.testing.assert_array_equal(chosen, fields[1::2])
+    assert store.describe_row(3) == f"{store.path} time 2019-03-01T01:00:00, member 1"
+    coords["member"] = np.zeros(12, int)
+    with pytest.raises(DataError, match="2019-03-01T00:00:00, member 0 appears twice"):
+        make_store(coords=coords, name="twice.h5")
+
+
+def test_a_store_of_version_1_still_opens(make_store):
+    store, fields = make_store()
+    with h5py.File(store.path, "r+") as file:
+        file.attrs["smoe_hpc_store"] = 1
+        del file["transform"]
+    old = Store(store.path)
+    assert old.transforms == ["none", "none"]
+    assert old.encoding.plain
+    np.testing.assert_array_equal(old.read([4]), fields[4:5])
+
+
 def test_constants_keep_their_type(make_store):
     region, fraction = np.arange(20).reshape(4, 5), np.full((4, 5), 0.1)
     store, _ = make_store(constants={"region": region, "fraction": fraction})
     assert store.constants["region"].dtype == np.int64
     np.testing.assert_array_equal(store.constants["region"], region)
     np.testing.assert_array_equal(store.constants["fraction"], fraction)
-
-
-def test_opens_as_netcdf4_in_xarray(make_store):
-    import xarray
-
-    store, fields = make_store(
-        grid=Grid("latlon", [50, 51, 52, 53], [350, 355, 360, 365, 370]), attributes={"sources": "x"}
-    )
-    with xarray.open_dataset(store.path, engine="h5netcdf") as raw:
-        assert raw["fields"].dims == ("time", "channel", "lat", "lon")
-        np.testing.assert_array_equal(raw["fields"].values, fields)
-        assert (raw["time"].values == hourly(12)).all()
-        assert raw.attrs["sources"] == "x"
-    with open_dataset(store.path) as decoded:
-        chosen = decoded["fields"].sel(channel="z500", lat=51, time="2019-03-01T03")
-        np.testing.assert_array_equal(chosen.values.squeeze(), fields[3, 1, 1])
-        assert decoded["units"].sel(channel="t2m") == "K"
-
-
-def test_runs_open_in_xarray_too(make_store):
-    coords = {"run": np.repeat([4, 5], 6), "step": np.tile(np.arange(6), 2)}
-    store, fields = make_store(coords=coords, constants={"region": np.ones((4, 5), int)})
-    with open_dataset(store.path) as decoded:
-        assert decoded["fields"].dims == ("sample", "channel", "lat", "lon")
-        np.testing.assert_array_equal(decoded["fields"].values[decoded["run"].values == 5], fields[6:])
-        assert decoded["constants"].sel(constant="region").values.sum() == 20
 
 
 def test_a_handle_opened_by_somebody_else_does_not_disturb(make_store):
@@ -166,137 +223,3 @@ def test_rows_out_of_range_are_refused(make_store, rows):
 def test_an_unknown_channel_is_refused_with_the_nearest(make_store):
     with pytest.raises(DataError, match="no channel 't2n'; did you mean 't2m'"):
         make_store()[0].read([0], ["t2n"])
-
-
-def test_missing_foreign_and_half_written_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match="does not exist; make it"):
-        Store(tmp_path / "nothing.h5")
-    with pytest.raises(DataError, match="is a directory"):
-        Store(tmp_path)
-    (tmp_path / "text.h5").write_text("no HDF5 here" * 100)
-    with pytest.raises(DataError, match="is not a store"):
-        Store(tmp_path / "text.h5")
-    (tmp_path / "empty.h5").touch()
-    with pytest.raises(DataError, match="is not a store"):
-        Store(tmp_path / "empty.h5")
-    with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["x"] = 1
-    with pytest.raises(DataError, match="HDF5 but not a store"):
-        Store(tmp_path / "other.h5")
-    with pytest.raises(DataError, match="HDF5 but not a store"):
-        open_dataset(tmp_path / "other.h5")
-    (tmp_path / "store.h5.partial").touch()
-    with pytest.raises(DataError, match="what a crash left"):
-        Store(tmp_path / "store.h5.partial")
-
-
-@pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_refused_at_opening(make_store, kept):
-    store, _ = make_store(count=50)
-    size = store.path.stat().st_size
-    with store.path.open("r+b") as file:
-        file.truncate(int(size * kept))
-    with pytest.raises(DataError, match="truncated"):
-        Store(store.path)
-
-
-def test_a_file_shortened_while_open_is_an_error_not_a_crash(make_store):
-    store, _ = make_store(count=50)
-    store.read([49])
-    last = int(store._offsets.max())
-    with store.path.open("r+b") as file:
-        file.truncate(last + 10)
-    with pytest.raises(DataError, match="truncated"):
-        store.read([49])
-
-
-def test_a_file_replaced_since_it_was_opened_is_refused(make_store):
-    store, _ = make_store()
-    reader, through_hdf5 = Store(store.path), compressed_copy(store, compression="gzip")
-    make_store(count=9, overwrite=True)
-    with pytest.raises(DataError, match="was changed since it was opened"):
-        reader.read([3])
-    through_hdf5.path.touch()
-    with pytest.raises(DataError, match="was changed since it was opened"):
-        through_hdf5.read([3])
-
-
-def test_a_store_of_a_later_version_is_refused(make_store):
-    store, _ = make_store()
-    with h5py.File(store.path, "r+") as file:
-        file.attrs["smoe_hpc_store"] = 99
-    with pytest.raises(DataError, match="update it"):
-        Store(store.path)
-
-
-def test_a_flipped_bit_is_found_where_hdf5_reads(make_store):
-    store, _ = make_store()
-    offset = int(store._offsets[3])
-    with store.path.open("r+b") as file:
-        file.seek(offset + 7)
-        byte = file.read(1)[0]
-        file.seek(offset + 7)
-        file.write(bytes([byte ^ 4]))
-    with h5py.File(store.path) as file, pytest.raises(OSError, match="filter"):
-        file["fields"][3]
-
-
-def test_a_store_is_not_overwritten_unasked(make_store, tmp_path):
-    make_store()
-    with pytest.raises(DataError, match="exists already"):
-        make_store()
-    make_store(count=3, overwrite=True)
-    assert Store(tmp_path / "store.h5").num_samples == 3
-
-
-def open_writer(path: Path, count: int = 4, **options: object) -> StoreWriter:
-    arguments: dict = {"coords": {"time": hourly(count)}, "constants": None, **options}
-    return StoreWriter(path, Grid.plane(2, 3), ["t2m", "z500"], ["K", "m2 s-2"], **arguments)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e39])
-def test_values_that_are_not_finite_are_named_and_nothing_is_left(tmp_path, bad):
-    fields = np.zeros((4, 2, 2, 3))
-    fields[2, 1, 0, 2] = bad
-    with pytest.raises(DataError, match=r"2019-03-01T02:00:00, channel 'z500', lat 0, lon 2"):  # noqa: SIM117
-        with open_writer(tmp_path / "a.h5") as writer:
-            writer.write(0, fields)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_large_values_whose_sum_overflows_are_fine(tmp_path):
-    with open_writer(tmp_path / "a.h5") as writer:
-        writer.write(0, np.full((4, 2, 2, 3), 3e38))
-    assert (Store(tmp_path / "a.h5").read([0]) == np.float32(3e38)).all()
-
-
-def test_samples_never_written_and_failures_inside_leave_nothing(tmp_path):
-    with pytest.raises(DataError, match="2 of 4 samples were never written, the first is time 2019-03-01T02"):  # noqa: SIM117
-        with open_writer(tmp_path / "a.h5") as writer:
-            writer.write(0, np.zeros((2, 2, 2, 3)))
-    with pytest.raises(KeyboardInterrupt), open_writer(tmp_path / "a.h5"):
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("row", "shape"), [(3, (2, 2, 2, 3)), (-1, (1, 2, 2, 3)), (0, (4, 2, 3, 3)), (0, (2, 2, 3))])
-def test_slabs_that_do_not_fit_are_refused(tmp_path, row, shape):
-    with pytest.raises(DataError, match=r"slab has shape|not all within"), open_writer(tmp_path / "a.h5") as writer:
-        writer.write(row, np.zeros(shape))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"coords": {}}, "needs coordinates"),
-        ({"coords": {"tme": np.arange(3)}}, "did you mean 'time'"),
-        ({"coords": {"run": np.arange(3), "step": np.arange(4)}}, "of one length"),
-        ({"coords": {"time": hourly(4)[[0, 1, 1, 2]]}}, "2019-03-01T01:00:00 appears twice"),
-        ({"coords": {"time": hourly(4)[[0, 2, 1, 3]]}}, "2019-03-01T02:00:00 is followed by 2019-03-01T01:00:00"),
-        ({"constants": {"region": np.zeros((3, 3))}}, "grid's shape"),
-        ({"attributes": {"grid": "x"}}, "belong to the store itself"),
-    ],
-)
-def test_impossible_stores_are_refused(tmp_path, options, message):
-    with pytest.raises(DataError, match=message):
-        open_writer(tmp_path / "a.h5", **options)

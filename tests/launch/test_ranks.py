@@ -34,6 +34,15 @@ SRUN = {
 }
 
 
+LOCAL_SUBMITIT = {
+    "SUBMITIT_EXECUTOR": "local",
+    "SUBMITIT_LOCAL_JOB_ID": "4711",
+    "SUBMITIT_LOCAL_NTASKS": "2",
+    "SUBMITIT_LOCAL_GLOBALID": "1",
+    "SUBMITIT_LOCAL_LOCALID": "1",
+}
+
+
 def test_nothing_started_it() -> None:
     assert find_ranks({}) == Ranks(0, 1, 0, 1, LOOPBACK, None, "single")
 
@@ -79,6 +88,16 @@ def test_srun() -> None:
         assert find_ranks({**SRUN, **change}).master_port != ranks.master_port
 
 
+def test_submitit() -> None:
+    ranks = find_ranks(LOCAL_SUBMITIT)
+    assert (ranks.rank, ranks.world, ranks.local_rank, ranks.local_world) == (1, 2, 1, 2)
+    assert (ranks.master_addr, ranks.launcher) == (LOOPBACK, "submitit")
+    other = find_ranks({**LOCAL_SUBMITIT, "SUBMITIT_LOCAL_JOB_ID": "4712"})
+    assert other.master_port != ranks.master_port, "two jobs on one machine do not meet"
+    assert find_ranks({**SRUN, "SUBMITIT_EXECUTOR": "slurm"}).launcher == "slurm", "its tasks there are srun's"
+    assert find_ranks({**SRUN, **LOCAL_SUBMITIT}).launcher == "submitit", "a local job inside an allocation"
+
+
 def test_a_batch_script_is_one_process() -> None:
     assert find_ranks(BATCH).launcher == "single"
     assert find_ranks({**BATCH, "SLURM_STEP_ID": str(0xFFFFFFFA)}).launcher == "single"
@@ -97,6 +116,8 @@ def test_a_batch_script_is_one_process() -> None:
         ({k: v for k, v in BY_HAND.items() if k != "MASTER_ADDR"}, "MASTER_ADDR is not set"),
         ({k: v for k, v in BY_HAND.items() if k != "MASTER_PORT"}, "MASTER_PORT is not set"),
         ({**OPENMPI, "RANK": "0", "WORLD_SIZE": "1"}, "openmpi says rank 3 of 4; unset RANK and WORLD_SIZE"),
+        ({**LOCAL_SUBMITIT, "SUBMITIT_LOCAL_GLOBALID": "2"}, "submitit says rank 2 of 2"),
+        ({**LOCAL_SUBMITIT, "RANK": "0", "WORLD_SIZE": "1"}, "submitit says rank 1 of 2; unset RANK and WORLD_SIZE"),
         ({**SRUN, "PMI_RANK": "0", "PMI_SIZE": "1"}, "srun says task 4 of 6, PMI says rank 0 of 1"),
         ({k: v for k, v in OPENMPI.items() if "LOCAL_RANK" not in k}, "OMPI_COMM_WORLD_LOCAL_RANK is not set"),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "x"}, "SLURM_STEP_TASKS_PER_NODE='x'"),

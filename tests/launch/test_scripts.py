@@ -49,7 +49,7 @@ def test_shellcheck() -> None:
 
 def test_scripts_can_be_started() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    for script in ("quickstart.sh", "test.sh"):
+    for script in ("quickstart.sh", "test.sh", "local_slurm.sh"):
         assert os.access(ROOT / "launch" / script, os.X_OK)
 
 

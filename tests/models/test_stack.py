@@ -111,7 +111,8 @@ def test_the_true_map_routes():
 def test_every_gate_takes_its_options(kind: str):
     gate = Gate(kind=kind, softmax=True, noise="shared")
     losses = RoutingLossConfig(importance=0.1, load=0.1, spatial_agreement=0.1)
-    stack = build_stack(Model(gate=gate, routing_loss=losses, damping=None), 1, GRID, generator=seeded())
+    groups = {"ghost_batch": 2} if kind == "coordconv_multi" else {}
+    stack = build_stack(Model(gate=gate, routing_loss=losses, damping=None, **groups), 1, GRID, generator=seeded())
     (layer,) = spatial_layers(stack)
     assert layer.gate.softmax
     assert layer.gate.auxiliary.load == 0.1

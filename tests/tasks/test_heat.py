@@ -10,7 +10,7 @@ import torch
 
 from smoe_hpc.config import Data, Gate, Model, Recipe, Training
 from smoe_hpc.errors import ConfigError, DataError
-from smoe_hpc.io.pipeline import validation_batches
+from smoe_hpc.io.loader import Loader
 from smoe_hpc.io.synthetic.heat import make_heat
 from smoe_hpc.layers import begin_step, end_step, parameter_groups, routing_loss
 from smoe_hpc.tasks import HeatTask, make_task
@@ -40,7 +40,7 @@ def recipe(store: Path, **data) -> Recipe:
 def scores(task, model, split="test") -> dict:
     board = task.score(split)
     with torch.no_grad():
-        for batch in validation_batches(task.samples(split), batch=7):
+        for batch in Loader(task.samples(split)).evaluate(7):
             board.update(model(batch.inputs), batch, batch.valid)
     return board.result()
 
@@ -194,7 +194,7 @@ def test_processes_add_up(clean: Path):
     boards = [task.score("test") for _ in range(2)]
     with torch.no_grad():
         for rank, board in enumerate(boards):
-            for batch in validation_batches(task.samples("test"), batch=3, rank=rank, world=2):
+            for batch in Loader(task.samples("test"), rank=rank, world=2).evaluate(3):
                 board.update(model(batch.inputs), batch, batch.valid)
     for name, total in boards[0].state().items():
         assert total.dtype == torch.float64

@@ -10,7 +10,7 @@ import torch
 from smoe_hpc.config import Data, Model, Recipe, RoutingLoss, Splits
 from smoe_hpc.errors import DataError, SmoeError
 from smoe_hpc.io.grids import Grid
-from smoe_hpc.io.pipeline import validation_batches
+from smoe_hpc.io.loader import Loader
 from smoe_hpc.io.store_writer import StoreWriter
 from smoe_hpc.tasks import RegionalTask, make_task
 
@@ -40,7 +40,7 @@ def recipe(path: Path, **data) -> Recipe:
 def scores(task, model, split="test") -> dict[str, float]:
     board = task.score(split)
     with torch.no_grad():
-        for batch in validation_batches(task.samples(split), batch=5):
+        for batch in Loader(task.samples(split)).evaluate(5):
             board.update(model(batch.inputs), batch, batch.valid)
     result = board.result()
     assert set(result) == {"all"}

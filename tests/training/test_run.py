@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from smoe_hpc.errors import CheckpointError, DataError, RunError
+from smoe_hpc.io import Grid, Store, StoreWriter
 from smoe_hpc.training import RunDirectory, evaluate, train
 
 from . import toy
@@ -75,37 +76,29 @@ def test_a_run_that_went_beyond_the_limit_is_refused_and_left_as_it_is(tmp_path:
     assert quiet_train(tmp_path, training__max_steps=20) == json.loads((tmp_path / "scores.json").read_text())
 
 
-def stored_task(path: Path, **changes: object) -> toy.ToyTask:
-    """A task whose samples have a store; its test split's has these changes."""
+def stored_task(path: Path, seed: int = 0, last: float = 0.0) -> toy.ToyTask:
+    """A task whose samples have stores; its test split's was made with this seed and holds this value at its end."""
     task = toy.ToyTask()
-    coords = {"run": np.arange(3), "step": np.arange(3)}
-    same = {"attributes": {"seed": 0}, "coords": coords, "channels": ["heat"], "constants": {"region": np.zeros((6, 5))}}
     for split in ("train", "validation", "test"):
-        store = SimpleNamespace(path=path / f"{split}.h5", num_samples=3, **same)
-        task.samples(split).store = store  # type: ignore[attr-defined]
-    vars(store).update(changes)
+        fields = np.zeros((3, 1, *toy.GRID))
+        fields[2, 0, -1, -1] = last if split == "test" else 0.0
+        coords = {"run": np.arange(3), "step": np.arange(3)}
+        about: Any = {"attributes": {"seed": seed if split == "test" else 0}, "coords": coords, "overwrite": True}
+        with StoreWriter(path / f"{split}.h5", Grid.plane(*toy.GRID), ["heat"], ["1"], **about) as writer:
+            writer.write(0, fields)
+        task.samples(split).store = Store(path / f"{split}.h5")  # type: ignore[attr-defined]
     return task
 
 
 @pytest.mark.parametrize("steps", [12, 14], ids=["finished", "resumed"])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"attributes": {"seed": 1}},
-        {"num_samples": 4},
-        {"channels": ["heat", "observed"]},
-        {"coords": {"run": np.arange(3), "step": np.array([0, 1, 3])}},
-        {"constants": {"region": np.ones((6, 5))}},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_other_data_are_refused(tmp_path: Path, changes: dict[str, object], steps: int) -> None:
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"last": 1e-3}], ids=["attribute", "field"])
+def test_other_data_are_refused(tmp_path: Path, changes: dict[str, Any], steps: int) -> None:
     first, then = toy.recipe(training__max_steps=12), toy.recipe(training__max_steps=steps)
     train(first, stored_task(tmp_path), run_dir=tmp_path / "run", progress=False)
-    before = contents(tmp_path)
+    before = contents(tmp_path / "run")
     with pytest.raises(RunError, match=r"other test data than .*test.h5 holds now; put its data back, or .*--run-name"):
         train(then, stored_task(tmp_path, **changes), run_dir=tmp_path / "run", progress=False)
-    assert contents(tmp_path) == before
+    assert contents(tmp_path / "run") == before
     train(then, stored_task(tmp_path), run_dir=tmp_path / "run", progress=False)
 
 

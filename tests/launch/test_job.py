@@ -1,0 +1,29 @@
+"""Which job is this, and may it go back into the queue? (With a real Slurm: tests/slurm.)"""
+
+import pytest
+
+from smoe_hpc.launch.job import job_id, job_state, node_address, requeue_if_running
+
+STEP = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "1"}
+
+
+def test_only_a_step_of_srun_belongs_to_its_job() -> None:
+    assert job_id(STEP) == "77"
+    assert job_id({**STEP, "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "7"}) == "70_7"
+    assert job_id({"SLURM_JOB_ID": "77"}) is None, "a batch script"
+    assert job_id({**STEP, "SLURM_STEP_ID": str(0xFFFFFFFA)}) is None, "an interactive step"
+    assert job_id({}) is None
+
+
+def test_no_requeue_without_a_job_or_where_it_is_forbidden() -> None:
+    assert not requeue_if_running({}).done
+    forbidden = requeue_if_running({**STEP, "SMOE_REQUEUE": "0"})
+    assert (forbidden.done, forbidden.why) == (False, "job 77 is not requeued (SMOE_REQUEUE=0)")
+
+
+def test_without_slurm_nobody_knows(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert job_state("77") is None
+    assert node_address("node1") is None
+    asked = requeue_if_running(STEP)
+    assert (asked.done, asked.why) == (False, "job 77 is unknown to Slurm: what follows is up to Slurm")

@@ -1,0 +1,62 @@
+"""Processes that srun starts, and the Slurm of one machine that starts them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smoe_hpc.launch.job import job_state, node_address
+from tests.slurm.conftest import LOCAL_SLURM, ROOT, Slurm, clean_environment
+
+pytestmark = pytest.mark.slurm
+LAUNCH = ROOT / "tests" / "launch"
+
+
+def ranks(text: str) -> list[dict[str, object]]:
+    return sorted((json.loads(line) for line in text.splitlines() if line.startswith("{")), key=lambda one: one["rank"])
+
+
+def test_srun_without_an_mpi_is_one_world(slurm: Slurm) -> None:
+    """Two nodes whose names are no host names; Slurm is asked for their address."""
+    told = ranks(slurm.run("srun", "-N2", "--mpi=none", sys.executable, str(LAUNCH / "rendezvous_worker.py")))
+    assert [one["rank"] for one in told] == [0, 1]
+    assert {(one["world"], one["local_world"], one["launcher"], one["total"]) for one in told} == {(2, 1, "slurm", 3.0)}
+    assert len({(one["master_addr"], one["master_port"]) for one in told}) == 1
+
+
+def test_a_data_job_under_srun(slurm: Slurm) -> None:
+    told = ranks(slurm.run("srun", "-N2", "-n3", "--overcommit", "--mpi=none", sys.executable, str(LAUNCH / "team_worker.py")))
+    assert [(one["rank"], one["world"], one["rows"]) for one in told] == [(rank, 3, list(range(7))) for rank in range(3)]
+
+
+def test_slurm_is_asked(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm.conf)
+    assert node_address("node2") == "127.0.0.1"
+    assert node_address("node9") is None
+    waiting = slurm.run("sbatch", "--parsable", "--hold", "--wrap=true", cwd=tmp_path)
+    assert job_state(waiting) == "PENDING"
+    slurm.run("scancel", waiting)
+    assert job_state(waiting) == "CANCELLED"
+    assert job_state("999999") is None
+
+
+def test_up_again_changes_nothing_and_a_cluster_is_left_alone(slurm: Slurm) -> None:
+    folder = Path(slurm.conf).parent
+    before = (folder / "slurmctld.pid").read_text()
+
+    def script(verb: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environ = clean_environment(**variables)
+        return subprocess.run(["bash", str(LOCAL_SLURM), verb], env=environ, capture_output=True, text=True, timeout=120)
+
+    again = script("up", SMOE_SLURM_DIR=str(folder), SLURM_CONF=slurm.conf, SMOE_SLURM_FORCE="1")
+    assert again.stdout == f"export SLURM_CONF={slurm.conf}\n", again.stderr
+    assert (folder / "slurmctld.pid").read_text() == before
+    status = script("status", SMOE_SLURM_DIR=str(folder))
+    assert "node2" in status.stdout
+    assert script("status", SMOE_SLURM_DIR=str(folder / "none")).returncode == 3
+    refused = script("up", SMOE_SLURM_DIR=str(folder / "none"), SLURM_CONF="/etc/somewhere/slurm.conf")
+    assert refused.returncode == 2
+    assert "belongs to a Slurm cluster (/etc/somewhere/slurm.conf)" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1

@@ -1,0 +1,79 @@
+"""smoe-hpc submit and status: what they print of jobs and of runs."""
+
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from smoe_hpc.cli import app
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, prog_name="smoe-hpc")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def make_run(name: str, *events: dict[str, object], holder: str = "process 1 on a\n", ended: bool = False) -> Path:
+    run = Path("runs", name)
+    run.mkdir(parents=True)
+    (run / "lock").write_text(holder)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    if ended:
+        (run / "finished.json").write_text("{}")
+    return run
+
+
+def test_status_tells_runs_apart(tmp_path: Path) -> None:
+    step = {"event": "step", "step": 7, "loss": 1.0}
+    validation = {"event": "validation", "step": 7, "split": "validation", "scores": {"all": {"loss": 2.0, "rmse": 1.25}}}
+    make_run("ended", step, validation, ended=True)
+    make_run("stopped", step, holder="process 9 on node1 of Slurm job 12345678\n")
+    running = make_run("training", {**step, "step": 8})
+    (running / "metrics.jsonl").open("a").write('{"event": "ste')
+    Path("runs", "no run").mkdir()
+    with (running / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = command("status", "--json", "status.json")
+    assert result.exit_code == 0, result.output
+    rows = {row["run"]: row for row in json.loads((tmp_path / "status.json").read_text())}
+    assert {name: (row["state"], row["step"]) for name, row in rows.items()} == {
+        "ended": ("ended", "7"),
+        "stopped": ("interrupted", "7"),
+        "training": ("running", "8"),
+    }
+    assert rows["ended"]["score"] == "validation rmse 1.25"
+    assert rows["stopped"]["job"] == "12345678 unknown"
+    assert all(name in result.stdout for name in rows)
+
+
+def test_status_of_nothing() -> None:
+    assert "runs is no folder of runs" in command("status").stderr
+    Path("runs").mkdir()
+    assert command("status").stdout == "runs: no runs\n"
+
+
+def test_submit_refuses_before_it_submits() -> None:
+    result = command("submit", "heat_smoe", "training.bath=4", "--cluster", "local")
+    assert result.exit_code == 2
+    assert "training.bath" in result.stderr
+    assert "an override is key=value" in command("submit", "heat_smoe", "training.batch").stderr
+    assert "--sbatch is key=value" in command("submit", "heat_smoe", "--sbatch", "mem").stderr
+    assert not Path("runs").exists()
+
+
+def test_submit_waits_for_scores(tmp_path: Path) -> None:
+    small = ["--runs", "4", "2", "2", "--grid", "12", "12", "--steps", "10"]
+    assert command("data", "heat", "data/heat", *small).exit_code == 0
+    short = ["training.batch=8", "training.max_steps=4", "training.validate_every=2", "run.pictures=false"]
+    result = command("submit", "heat_quickstart", *short, "--cluster", "local", "--time", "5", "--wait", "--json", "job.json")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "job.json").read_text())
+    assert told["scores"] == json.loads((tmp_path / "runs/heat_quickstart/scores.json").read_text())
+    assert Path(told["logs"][0]).parent == tmp_path / "runs/heat_quickstart/jobs"
+    assert "ended" in command("status").stdout
