@@ -49,7 +49,8 @@ class Scope:
         prefetch: batches read ahead.
         device: where batches are wanted.
         cold: also with nothing in the page cache.
-        rivals: also xarray and h5py with torch's DataLoader (first type; they read a quarter as many batches).
+        rivals: also xarray and h5py with torch's DataLoader (float32, first order; a quarter as many batches): of other
+            types they would have to make values themselves.
     """
 
     folder: Path
@@ -138,7 +139,7 @@ def _cases(scope: Scope, here: Case, dtype: str) -> list[Case]:
     first = dtype == scope.dtypes[0] and here.order == scope.orders[0]
     if first and here.cache == "warm":
         cases += [replace(here, reader=scope.fronts[0], decoded=False, verify=verify) for verify in scope.verifies]
-    if first and scope.rivals:
+    if scope.rivals and dtype == "float32" and here.order == scope.orders[0]:
         cases += [replace(here, reader=name, batches=max(here.batches // 4, 2)) for name in RIVALS]
     return cases
 
@@ -147,11 +148,13 @@ def _base(scope: Scope, dtype: str, say: Callable[[str], None]) -> Case:
     """Data and statistics of a type, made if they are not there."""
     folder = scope.folder / dtype
     synthesize(folder, scope.grid, 1, 6, start=START, days=scope.days, dtype=dtype)
-    statistics = folder / "bench_statistics.json"
+    statistics, store = folder / "bench_statistics.json", open_store(folder)
+    if store.num_samples < 16 + scope.batch:
+        raise DataError(f"--days {scope.days}: {store.num_samples} fields do not make a batch of {scope.batch}; take more")
+    files = len(list(folder.glob("*.h5")))
+    if scope.rivals and dtype == "float32" and files > 1:
+        raise DataError(f"--days {scope.days} make {files} files, and xarray and h5py read one; take less, or --no-rivals")
     if not statistics.exists():
-        store = open_store(folder)
-        if store.num_samples < 16 + scope.batch:
-            raise DataError(f"--days {scope.days}: {store.num_samples} fields do not make a batch of {scope.batch}; take more")
         compute_statistics(store, Split(f"{START}-01-01/{START}-01-08")).save(statistics)
         say(f"{folder}: {store.num_samples} fields, {sum(p.stat().st_size for p in folder.glob('*.h5')) / 1e6:,.0f} MB")
     return Case(
@@ -185,7 +188,8 @@ def _run(case: Case, say: Callable[[str], None]) -> Outcome:
         outcome = None
     process.join()
     if not isinstance(outcome, Outcome):
-        reason = outcome or f"the process ended with status {process.exitcode}; it may have been killed for want of memory"
+        killed = "; it may have been killed for want of memory" if (process.exitcode or 0) < 0 else ""
+        reason = outcome or f"the process ended with status {process.exitcode}{killed}"
         raise RunError(f"measuring {case.reader} on {case.data} failed: {reason}")
     say(f"{case.reader}, {case.order}, {case.cache}: {outcome.samples_per_second:.1f} samples/s")
     return outcome

@@ -102,17 +102,17 @@ def measure(case: Case) -> Outcome:
     if device.type == "cuda":
         torch.zeros(1, device=device)
     torch.set_num_threads(case.workers)
-    keep_freed_memory()  # as a training does
     store = open_store(case.data)
     statistics = Statistics.load(case.statistics)
     order: Any = case.order
     samples = Samples(store, Window(INPUTS, (LEAD,)), None, None, TARGETS, statistics, order=Order(order, case.batch))
     needed = WARM_UP + case.batches
-    epochs = -(-needed * case.batch // len(samples))
+    epochs = -(-needed // (len(samples) // case.batch))  # each leaves out what does not fill a batch
     parts = [samples.epoch_items(0, epoch) for epoch in range(epochs)]
     items = np.concatenate([part[: len(part) // case.batch * case.batch] for part in parts])
     items = items[: needed * case.batch].reshape(-1, case.batch)
     _prepare_cache(samples.table, items, case.cache)
+    keep_freed_memory()  # as a training does; not before, or what that has freed would serve the reader and not be counted
     stored = sum(_bytes_read(samples.table, part) for part in items[WARM_UP:])
     with contextlib.ExitStack() as held:
         watch = held.enter_context(MemoryWatch())
@@ -123,8 +123,8 @@ def measure(case: Case) -> Outcome:
         for _ in range(WARM_UP - 1):
             next(batches)
         _wait(device)
+        early = watch.look()  # the watch looks too seldom for a short measurement; looking would cost time within it
         processor, began = processor_seconds(), time.perf_counter()
-        early = 0
         for number in range(case.batches):
             next(batches)
             if number == case.batches // 4:
@@ -132,7 +132,7 @@ def measure(case: Case) -> Outcome:
         _wait(device)
         seconds = time.perf_counter() - began
         processor = processor_seconds() - processor
-        late = watch.peak
+        late = watch.look()
     number = case.batches * case.batch
     largest = max(_bytes_read(samples.table, part) for part in items)
     return Outcome(
@@ -184,29 +184,27 @@ def _bytes_read(table: FrameTable, items: np.ndarray) -> int:
 
 
 def _raw_reads(table: FrameTable, items: np.ndarray, workers: int) -> Iterator[None]:
-    """The same bytes of the same files in the same order, by bare reads of as many threads into memory that is used again:
-    the fastest that a reader can be. Offsets are asked of HDF5, not of the store.
+    """The same bytes of the same files in the same order, by bare reads of as many threads into two batches' memory that is
+    used in turn: the fastest that a reader of whole batches can be. Offsets are asked of HDF5, not of the store.
     """
     field = table.store.grid.shape[0] * table.store.grid.shape[1] * table.store.encoding.stored_type.itemsize
     offsets, descriptors = _offsets(table)
-    whole = len(table.store.channels) * field
-    ring = [np.empty((workers, whole), dtype=np.uint8) for _ in range(2)]
-    ring[0][:], ring[1][:] = 1, 1
+    ring = [np.ones(max(_bytes_read(table, part) for part in items), dtype=np.uint8) for _ in range(2)]
 
-    def read(share: list[tuple[int, list[int]]], memory: np.ndarray) -> None:
-        for row, places in share:
-            file, offset = offsets[row]
-            position = 0
-            for place, count in _runs(places):
-                size = count * field
-                os.preadv(descriptors[file], (memory[position : position + size],), offset + place * field)
-                position += size
+    def read(share: list[tuple[int, int, int, int]], memory: np.ndarray) -> None:
+        for file, offset, position, size in share:
+            os.preadv(descriptors[file], (memory[position : position + size],), offset)
 
     with ThreadPoolExecutor(workers) as pool:
         for number, part in enumerate(items):
-            pieces = list(_pieces(table, part))
-            shares = [pieces[worker::workers] for worker in range(workers)]
-            list(pool.map(read, shares, ring[number % 2]))
+            reads, position = [], 0
+            for row, places in _pieces(table, part):
+                file, offset = offsets[row]
+                for place, count in _runs(places):
+                    reads.append((file, offset + place * field, position, count * field))
+                    position += count * field
+            shares = [reads[worker * len(reads) // workers : (worker + 1) * len(reads) // workers] for worker in range(workers)]
+            list(pool.map(read, shares, [ring[number % 2]] * workers))
             yield None
 
 

@@ -60,12 +60,19 @@ class MemoryWatch:
 
     def __init__(self, every: float = 0.25) -> None:
         self.start = self.peak = 0
-        self._every, self._stop = every, threading.Event()
+        self._every, self._stop, self._lock = every, threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="smoe-memory-watch", daemon=True)
 
     def _watch(self) -> None:
         while not self._stop.wait(self._every):
-            self.peak = max(self.peak, tree_memory())
+            self.look()
+
+    def look(self) -> int:
+        """Look now too; the largest memory so far."""
+        found = tree_memory()
+        with self._lock:  # the thread looks too
+            self.peak = max(self.peak, found)
+        return self.peak
 
     def __enter__(self) -> MemoryWatch:
         self.start = self.peak = tree_memory()
@@ -77,7 +84,7 @@ class MemoryWatch:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self.peak = max(self.peak, tree_memory())
+        self.look()
 
 
 def _stat(pid: int) -> list[str]:
@@ -89,5 +96,5 @@ def _stat(pid: int) -> list[str]:
 
 
 def _times(pid: int) -> int:
-    fields = _stat(pid)
-    return int(fields[11]) + int(fields[12]) if fields else 0
+    """Clock ticks of a process and of its children that have ended and were waited for."""
+    return sum(int(ticks) for ticks in _stat(pid)[11:15])

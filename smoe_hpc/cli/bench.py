@@ -77,8 +77,9 @@ def loader(
     show_table("three input fields of 38 channels, three target channels", COLUMNS, [line.cells() for line in lines])
     for dtype in scope.dtypes:
         needed = needed_mb_per_second(scope, dtype, rate)
-        best = max(line.outcome.samples_per_second for line in lines if line.dtype == dtype and line.of_raw is not None)
-        say(f"{dtype}: {rate:g} samples/s need {needed:,.0f} MB/s; the loader gave up to {best:,.0f} samples/s")
+        ours = [line.outcome for line in lines if line.dtype == dtype and line.outcome.case.reader in fronts.split(",")]
+        best = max(outcome.samples_per_second for outcome in ours if outcome.case.decoded)
+        say(f"{dtype}: {rate:g} samples/s need {needed:,.0f} MB/s; decoded, the loader gave up to {best:,.0f} samples/s")
     write_json(json_file, [line.as_dict() for line in lines])
 
 

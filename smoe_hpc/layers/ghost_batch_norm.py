@@ -24,9 +24,13 @@ class GhostBatchNorm2d(nn.Module):
     """Normalise each channel over groups of ``group`` consecutive samples; [B, C, H, W] -> the same shape.
 
     Parameters ``weight`` and ``bias`` [C], buffers ``running_mean`` and ``running_var`` [C] (of unbiased variances, as
-    torch has it). Call :func:`smoe_hpc.layers.end_step` after each optimiser step: it renews the buffers, which
-    evaluation normalises by. Under autocast the input may be of half precision; parameters and statistics stay as they
-    are.
+    torch has it) and ``renewals``, how often they were renewed. Call :func:`smoe_hpc.layers.end_step` after each optimiser
+    step: it renews the buffers, which evaluation normalises by. Under autocast the input may be of half precision;
+    parameters and statistics stay as they are.
+
+    The running statistics are means over the steps so far, in which older ones fade; they do not start from 0 and 1. In a
+    deep network what is left of such a start multiplies from layer to layer, and a model of some hundred steps would
+    forecast nonsense. After many steps both are the same.
 
     Args:
         channels: C.
@@ -40,6 +44,7 @@ class GhostBatchNorm2d(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    renewals: Tensor
 
     def __init__(self, channels: int, group: int = 32, eps: float = 1e-3, momentum: float = 0.01) -> None:
         super().__init__()
@@ -51,6 +56,7 @@ class GhostBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("renewals", torch.zeros((), dtype=torch.int64))
         self._sums: Tensor | None = None
         self._groups = 0
 
@@ -96,8 +102,11 @@ class GhostBatchNorm2d(nn.Module):
     def renew(self, sums: Tensor) -> None:
         """Move the running statistics toward the mean of the groups in ``sums`` (see `take_sums`); nothing if none."""
         mean, variance, groups = sums.split([self.channels, self.channels, 1])
+        self.renewals += (groups[0] > 0).long()
+        # shares of 1, then about 1/2, 1/3, ... that fall towards the momentum
+        share = self.momentum / (1.0 - (1.0 - self.momentum) ** self.renewals.clamp(min=1).double())
         for running, total in ((self.running_mean, mean), (self.running_var, variance)):
-            new = running.double().lerp(total / groups.clamp(min=1.0), self.momentum)
+            new = torch.lerp(running.double(), total / groups.clamp(min=1.0), share)
             running.copy_(torch.where(groups > 0, new, running.double()))
 
     def __getstate__(self) -> dict[str, Any]:
