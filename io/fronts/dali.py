@@ -1,9 +1,13 @@
 """Reading in processes of NVIDIA DALI: what threads cannot share (HDF5's lock, decompression) is spread over them.
 
 The pipeline has one source, which runs in parallel in worker processes and gives fields as they are stored; decoding is
-left to the decoder that all ways of reading share. DALI's own batch is one sample here, whose first dimension says how many
-fields were read: every batch may need another number of them. On a machine without GPU the pipeline runs with
-``device_id=None``; otherwise DALI sends the fields to the GPU and torch takes them where they lie.
+left to the decoder that all ways of reading share. Each batch is cut into as many pieces as there are workers, and these
+are what DALI calls the samples of its batch: so all workers read the same batch, and none holds more than pieces. The pieces
+of a batch are alike in shape, DALI lays them end to end, and torch takes them as one tensor where they lie. On a machine
+without GPU the pipeline runs with ``device_id=None``; otherwise DALI sends the fields to the GPU.
+
+Of stored fields the host then holds ``prefetch`` batches and those in the pipeline (1, on a GPU 2) in memory shared with the
+workers, up to ``prefetch`` batches in the workers' own, and what DALI lays end to end: 1 batch, or on a GPU those under way.
 
 One pipeline serves all epochs of a loader (`Schedule`), because starting it takes seconds. DALI asks ahead: between two
 epochs some requests find nothing to do and come back idle, and are passed over.
@@ -31,7 +35,18 @@ from smoe_hpc.errors import DataError
 from smoe_hpc.io.decoding import Raw
 from smoe_hpc.io.fields import check_verify
 from smoe_hpc.io.fronts.dali_runner import Runner
-from smoe_hpc.io.fronts.dali_worker import BROKEN, IDLE, PREFIX, QUIET_SIGNALS, REFUSED, Schedule, Source, as_text
+from smoe_hpc.io.fronts.dali_worker import (
+    BROKEN,
+    COUNTS,
+    IDLE,
+    PREFIX,
+    QUIET_SIGNALS,
+    READ,
+    REFUSED,
+    Schedule,
+    Source,
+    as_text,
+)
 from smoe_hpc.io.reading import FrameTable
 
 REMEDY = "pip install nvidia-dali-cuda130 (extra dali of smoe-hpc), or set loader.front=plain"
@@ -65,7 +80,7 @@ class DaliFront:
 
     Args:
         table: what to read.
-        workers: processes that read, each a batch at a time.
+        workers: processes that share the fields of a batch.
         prefetch: batches read ahead.
         verify: as `Reader` has it.
         device: where batches are decoded.
@@ -92,7 +107,7 @@ class DaliFront:
             raise DataError(f"loader.front=dali needs NVIDIA DALI, which is not installed: {REMEDY}")
         self._table, self._device, self._workers = table, device, workers
         self._gpu = device.type == "cuda"
-        self._ahead = max(prefetch, workers)  # asked of the workers
+        self._ahead = prefetch  # asked of the workers
         self._queue = 2 if self._gpu else 1  # in the pipeline itself: on a GPU one copy goes on while another is used
         self._verify, self._restored = check_verify(verify), checkpoint
         folder = Path(tempfile.mkdtemp(prefix="smoe-dali-"))
@@ -117,25 +132,38 @@ class DaliFront:
         self._first, self._restored = first, None
         expected = max(self._delivered - first, 0)
         while expected < len(batches):
-            outputs = self._run(runner)
-            header = np.array(outputs[0][0])
-            if header[0] == IDLE or header[1] != number:
+            raw = self._raw(self._run(runner), number, expected)
+            if raw is None:
                 continue
+            yield raw
+            expected += 1
+            if not self._gpu:  # on a GPU `_release` does it
+                for fields in (raw.frames, raw.target_frames):
+                    fields.set_(torch.empty(0, dtype=fields.dtype).untyped_storage())  # before the next batch takes memory
+
+    def _raw(self, outputs: Any, number: int, expected: int) -> Raw | None:
+        """What DALI gave as a batch, None where it was not for schedule ``number``.
+
+        Raises:
+            DataError: what reading raised.
+        """
+        headers = [np.array(outputs[0][piece]) for piece in range(self._workers)]
+        if headers[0][0] == IDLE or headers[0][1] != number:
+            return None
+        for header in headers:
             if header[0] == REFUSED:
                 raise DataError(as_text(header[PREFIX:]))
             if header[0] == BROKEN:
                 raise RuntimeError(f"a worker of DALI failed:\n{as_text(header[PREFIX:])}")
-            assert header[2] == expected, f"batch {header[2]} came in place of {expected}"
-            yield self._raw(header[PREFIX:], *outputs[1:])
-            expected += 1
-
-    def _raw(self, plan: np.ndarray, frames: Any, targets: Any) -> Raw:
-        header = torch.from_numpy(plan)
-        stored, stored_targets = torch.from_dlpack(frames[0]), torch.from_dlpack(targets[0])
-        return Raw(stored, stored_targets, header.to(self._device) if self._gpu else header, plan)
+            assert header[0] == READ, f"piece of batch {expected} was not read"
+            assert header[1:PREFIX].tolist() == [number, expected], f"batch {header[2]} came in place of {expected}"
+        plan, counts = headers[0][PREFIX + COUNTS :], headers[0][PREFIX : PREFIX + COUNTS].tolist()
+        layout = torch.from_numpy(plan)
+        frames, targets = (_joined(pieces, count) for pieces, count in zip(outputs[1:], counts, strict=True))
+        return Raw(frames, targets, layout.to(self._device) if self._gpu else layout, plan)
 
     def _run(self, runner: Runner) -> Any:
-        """The next outputs of the pipeline: header, fields and targets, each a list of one."""
+        """The next outputs of the pipeline: headers, fields and targets, each a list of pieces."""
         if self._gpu:
             self._release()
         try:
@@ -165,8 +193,8 @@ class DaliFront:
 
         stored = {"float32": Type.FLOAT, "float16": Type.FLOAT16, "int16": Type.INT16}[self._table.store.encoding.dtype]
         pipeline = Pipeline(
-            batch_size=1,
-            num_threads=1,
+            batch_size=self._workers,
+            num_threads=self._workers,  # they lay the pieces end to end
             device_id=(self._device.index or 0) if self._gpu else None,
             prefetch_queue_depth=self._queue,
             py_num_workers=self._workers,
@@ -176,10 +204,9 @@ class DaliFront:
         )
         with pipeline:
             header, frames, targets = fn.external_source(
-                source=Source(self._table, self._verify, self._schedule),
+                source=Source(self._table, self._verify, self._schedule, self._workers, self._ahead),
                 num_outputs=3,
-                batch=True,
-                batch_info=True,
+                batch=False,
                 parallel=True,
                 prefetch_queue_depth=self._ahead,
                 dtype=[Type.INT64, stored, stored],
@@ -216,6 +243,15 @@ class DaliFront:
     def processes(self) -> list[int]:
         """Ids of the processes that read; none before the first batch."""
         return [] if self._runner is None else self._runner.workers
+
+
+def _joined(pieces: Any, count: int) -> torch.Tensor:
+    """The first ``count`` fields [count, C, H, W] of DALI's pieces, each [n, C, H, W]; where they lie if that is end to end."""
+    if pieces.is_dense_tensor():
+        fields = torch.from_dlpack(pieces.as_tensor()).flatten(0, 1)
+    else:
+        fields = torch.cat([torch.from_dlpack(piece) for piece in pieces])
+    return fields[:count].detach()  # torch's view of another tensor would hold that
 
 
 @contextmanager

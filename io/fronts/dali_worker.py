@@ -1,11 +1,11 @@
-"""What DALI's worker processes run: read one batch as it is stored, nothing else.
+"""What DALI's worker processes run: read a piece of a batch as it is stored, nothing else.
 
 A worker is told in two ways what to read. What never changes (the table of rows) it gets when it starts, pickled. What
 changes from epoch to epoch, the batches of items, lies in a file that every worker looks at (`Schedule`): DALI numbers the
 batches it asks for through its whole life, and a schedule says which of them are whose. So one set of processes serves all
 epochs, and an epoch may be left at any step. Neither torch nor DALI is imported here.
 
-Dimensions: B samples of a batch.
+Dimensions: B samples of a batch, U and V input and target fields read for it, P pieces that these are cut into.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import shutil
 import signal
 import threading
 import traceback
-import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smoe_hpc.errors import SmoeError
-from smoe_hpc.io.reading import FrameTable, Reader
+from smoe_hpc.io.reading import FrameTable, Need, Reader
 
 QUIET_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 """A batch system sends them to every process of a job; what follows from them is the training process's to say."""
 READ, IDLE, REFUSED, BROKEN = 0, 1, 2, 3
-"""What became of a request: first number of its header. Then the schedule's number, the batch's, and the layout or text."""
-PREFIX = 3
+"""What became of a request: first number of its header. Then the schedule's number and the batch's; then the text of an
+error, or in the first piece U, V and the layout."""
+PREFIX, COUNTS = 3, 2
 
 
 class Schedule:
@@ -74,57 +74,103 @@ class Schedule:
 
 
 class Source:
-    """Called by DALI in a worker with the number of a batch; gives its header, fields and targets.
+    """Called by DALI in a worker with the numbers of a batch and of a piece; gives the piece's header, fields and targets.
+
+    Every piece has the same number of fields, ceil(U / P) and ceil(V / P), so that DALI can lay them end to end; what the
+    last ones have beyond the fields of the batch means nothing.
 
     Args:
         table: what to read.
         verify: as `Reader` has it.
         schedule: which batches are wanted.
+        pieces: P.
+        depth: batches that DALI asks for ahead.
     """
 
-    def __init__(self, table: FrameTable, verify: str, schedule: Schedule) -> None:
+    def __init__(self, table: FrameTable, verify: str, schedule: Schedule, pieces: int, depth: int) -> None:
         self._table, self._verify, self._schedule = table, verify, schedule
+        self._pieces, self._depth = pieces, depth
         self._reader: Reader | None = None
-        self._spare: dict[str, list[np.ndarray]] = {"inputs": [], "targets": []}
+        self._inputs = _Memory(table, table.input_channels, depth)
+        self._targets = _Memory(table, table.target_channels, depth)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         watch_parent(self._schedule.folder)
 
-    def __call__(self, info: Any) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-        """The batch with DALI's number ``info.iteration``, each part a list of the one array that DALI calls a sample."""
+    def __call__(self, info: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Piece ``info.idx_in_batch`` of the batch with DALI's number ``info.iteration``."""
         self._schedule.follow()
         batch = info.iteration - self._schedule.first
         state, rest = IDLE, np.zeros(0, dtype=np.int64)
-        frames, targets = self._memory("inputs", 0), self._memory("targets", 0)
+        frames, targets = self._inputs.nothing, self._targets.nothing
         if 0 <= batch < len(self._schedule.batches):
             try:
-                need = self._table.need(self._schedule.batches[batch])
-                frames, targets = self._memory("inputs", len(need.rows)), self._memory("targets", len(need.target_rows))
-                if self._reader is None:
-                    self._reader = Reader(self._table, 1, self._verify)
-                self._reader.read(need, frames, targets)
-                state, rest = READ, need.header
+                frames, targets, rest = self._read(self._schedule.batches[batch], info.idx_in_batch, info.iteration)
+                state = READ
             except SmoeError as error:
                 state, rest = REFUSED, _as_numbers(str(error))
             except Exception:
                 state, rest = BROKEN, _as_numbers(traceback.format_exc())
-        header = np.concatenate([np.array([state, self._schedule.number, batch], dtype=np.int64), rest])
-        return [header], [frames], [targets]
+        return np.concatenate([np.array([state, self._schedule.number, batch], dtype=np.int64), rest]), frames, targets
 
-    def _memory(self, part: str, count: int) -> np.ndarray:
-        """[count, channels, H, W] of the stored type, from memory that DALI has done with."""
-        table, spare = self._table, self._spare[part]
-        channels = table.input_channels if part == "inputs" else table.target_channels
-        whole = next((array for array in spare if len(array) >= count), None)
-        if whole is None:
-            spare.clear()  # all too small
-            whole = np.empty((count, len(channels), *table.store.grid.shape), dtype=table.store.encoding.stored_type)
-        else:
-            spare[:] = [array for array in spare if array is not whole]
-        view = whole[:count]
-        weakref.finalize(view, spare.append, whole).atexit = False  # DALI copies it in a thread of its own, some time later
-        return view
+    def _read(self, items: np.ndarray, piece: int, request: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Fields, targets and the rest of the header of one piece of items [B]."""
+        table, need = self._table, self._table.need(items)
+        if self._reader is None:
+            self._reader = Reader(table, 1, self._verify)
+        rows, each = _piece(need.rows, piece, self._pieces)
+        target_rows, each_target = _piece(need.target_rows, piece, self._pieces)
+        frames = self._inputs.take(each, -(-len(items) * table.inputs_each // self._pieces), request)
+        targets = self._targets.take(each_target, -(-len(items) * table.targets_each // self._pieces), request)
+        self._reader.read(Need(rows, target_rows, need.header), frames[: len(rows)], targets[: len(target_rows)])
+        if piece > 0:
+            return frames, targets, np.zeros(0, dtype=np.int64)
+        return frames, targets, np.concatenate([[len(need.rows), len(need.target_rows)], need.header])
+
+
+def _piece(rows: np.ndarray, piece: int, pieces: int) -> tuple[np.ndarray, int]:
+    """The rows of one of even pieces, the last of which may be short or empty, and how many a full piece has.
+
+    >>> [_piece(np.arange(5), piece, 4)[0].tolist() for piece in range(4)]
+    [[0, 1], [2, 3], [4], []]
+    """
+    each = -(-len(rows) // pieces)
+    return rows[each * piece : each * (piece + 1)], each
+
+
+class _Memory:
+    """Memory of fields that is used again when DALI has done with it, which copies them some time after it got them.
+
+    DALI never asks for a batch before it has all pieces of the one ``depth`` before it, so that what was lent for that is
+    free. A worker that takes more than a piece of each batch has more memory for that time, and does not keep it.
+
+    Args:
+        table: what is read.
+        channels: of each field.
+        depth: batches that DALI asks for ahead.
+    """
+
+    def __init__(self, table: FrameTable, channels: list[str], depth: int) -> None:
+        self._field = (len(channels), *table.store.grid.shape)
+        self._type, self._depth = table.store.encoding.stored_type, depth
+        self._lent: list[tuple[int, np.ndarray]] = []
+        self._spare: list[np.ndarray] = []
+
+    @property
+    def nothing(self) -> np.ndarray:
+        """[0, channels, H, W]."""
+        return np.empty((0, *self._field), dtype=self._type)
+
+    def take(self, count: int, most: int, request: int) -> np.ndarray:
+        """[count, channels, H, W] for the batch that DALI numbers ``request``; ``most`` is the largest count to come."""
+        self._spare += [whole for number, whole in self._lent if number <= request - self._depth]
+        self._lent = [(number, whole) for number, whole in self._lent if number > request - self._depth]
+        self._spare = [whole for whole in self._spare if len(whole) >= count]
+        whole = self._spare.pop() if self._spare else np.empty((most, *self._field), dtype=self._type)
+        self._lent.append((request, whole))
+        del self._spare[max(self._depth - len(self._lent), 0) :]
+        return whole[:count]
 
 
 def _as_numbers(text: str) -> np.ndarray:

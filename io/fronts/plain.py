@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.io.decoding import Raw
+from smoe_hpc.io.fronts.pinned import pinned
 from smoe_hpc.io.reading import HEADER, FrameTable, Reader
 
 THREAD_NAME = "smoe-prefetch"
@@ -113,8 +114,8 @@ class _Slot:
             ((targets, len(table.target_channels), *table.store.grid.shape), stored),
             ((HEADER + 2 * size + inputs + targets,), torch.int64),
         )
-        pinned = stream is not None
-        self._host = [torch.empty(shape, dtype=dtype, pin_memory=pinned) for shape, dtype in shapes]
+        take = torch.empty if stream is None else pinned
+        self._host = [take(shape, dtype=dtype) for shape, dtype in shapes]
         self._arrays = [tensor.numpy() for tensor in self._host]
         self._twin = self._host
         if stream is not None:

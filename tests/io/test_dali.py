@@ -15,7 +15,8 @@ import torch
 
 from smoe_hpc.errors import DataError
 from smoe_hpc.io import Store
-from smoe_hpc.io.fronts.dali import DaliFront
+from smoe_hpc.io.fronts.dali import DaliFront, _joined
+from smoe_hpc.io.fronts.dali_worker import _Memory
 from smoe_hpc.io.loader import Loader
 from smoe_hpc.io.order import Order
 from smoe_hpc.io.pipeline import Samples
@@ -67,6 +68,49 @@ def test_three_epochs_are_the_same_to_the_bit(make_store, kind, dtype, order, op
     assert not any(map(alive, workers))
 
 
+def test_batches_of_less_fields_than_pieces_or_of_none_and_ever_larger_ones(make_store):
+    samples, _ = make_samples(make_store, "drawn", "int16")
+    few = np.array([[0, 0, 0], [7, -1, -1], [-1, -1, -1], [3, 9, 3]])
+    with Loader(samples) as plain, Loader(samples, front="dali", workers=4, prefetch=1) as dali:
+        for items in (few, samples.epoch_items(0, 0)[:40].reshape(2, 20)):
+            for one, other in zip(plain.of(items), dali.of(items), strict=True):
+                assert same(one, other)
+                assert_is(other, samples)
+        for one, other in zip(plain.raw(few), dali.raw(few), strict=True):
+            np.testing.assert_array_equal(one.plan, other.plan)
+            assert torch.equal(one.frames, other.frames)
+            assert torch.equal(one.target_frames, other.target_frames)
+        assert len(other.frames) == 0, "memory goes back before more is taken"
+
+
+def test_a_worker_uses_memory_again_and_keeps_no_more_than_it_is_asked_for_ahead(make_store):
+    table = make_samples(make_store, "one")[0].table
+    memory = _Memory(table, table.input_channels, depth=2)
+    first = memory.take(2, 4, 0)
+    assert first.shape == (2, 2, *table.store.grid.shape)
+    assert not np.shares_memory(first, memory.take(4, 4, 1)), "DALI may not have copied it yet"
+    assert np.shares_memory(first, memory.take(4, 4, 2))
+    for request in (2, 3):  # another worker's pieces, too
+        memory.take(3, 4, request)
+    for request in range(5, 9):
+        again = memory.take(3, 4, request)
+        assert not any(np.shares_memory(again, array) for _, array in memory._lent[:-1])
+        assert len(memory._lent) + len(memory._spare) <= 2
+    assert len(memory.take(9, 9, 20)) == 9
+
+
+def test_pieces_are_joined_where_they_lie_or_else_copied():
+    from nvidia.dali.tensors import TensorCPU, TensorListCPU
+
+    fields = np.arange(24.0, dtype=np.float32).reshape(3, 2, 2, 1, 2)
+    whole = TensorListCPU(fields)
+    joined = _joined(whole, 5)
+    np.testing.assert_array_equal(joined, fields.reshape(6, 2, 1, 2)[:5])
+    assert joined.data_ptr() == torch.from_dlpack(whole[0]).data_ptr()
+    ragged = TensorListCPU([TensorCPU(np.ascontiguousarray(fields[0])), TensorCPU(np.ascontiguousarray(fields[1, :1]))])
+    np.testing.assert_array_equal(_joined(ragged, 3), fields.reshape(6, 2, 1, 2)[:3])
+
+
 def test_left_and_resumed_at_ten_steps_on_one_and_two_ranks_every_sample_comes_once(make_store):
     samples, _ = make_samples(make_store, "drawn", order=Order("blocks", 4))
     rng = np.random.default_rng(0)
@@ -100,7 +144,7 @@ def test_left_and_resumed_at_ten_steps_on_one_and_two_ranks_every_sample_comes_o
 def test_a_pipeline_restored_from_its_checkpoint_goes_on_in_the_middle_of_an_epoch(make_store):
     samples, _ = make_samples(make_store, "one", "int16")
     batches = samples.epoch_items(0, 0)[:40].reshape(10, 4)
-    options = {"workers": 1, "prefetch": 2, "verify": "off", "device": CPU}
+    options = {"workers": 2, "prefetch": 2, "verify": "off", "device": CPU}
     front = DaliFront(samples.table, **options)
     first = front.deliver(batches)
     for _ in range(4):
@@ -125,6 +169,9 @@ def test_errors_of_a_worker_surface_and_the_loader_lives_on(make_store):
         file.write(b"\x55")
     damaged = Samples(Store(store.path), samples.window, None, ["a"], ["b"])
     with Loader(damaged, front="dali", verify="all", workers=2) as loader:
+        for items in ([22, 23, 24, 25], [25, 26, 27, 28]):  # it is in the last piece, and in the first
+            with pytest.raises(DataError, match=r"\(row 30\) is damaged"):
+                list(loader.of(np.array([items])))
         batches = loader.evaluate(1)
         with pytest.raises(DataError, match=r"store.h5 time 2019-03-02T06:00:00 \(row 30\) is damaged") as caught:
             list(batches)
