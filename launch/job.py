@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from smoe_hpc.launch.ranks import PSEUDO_STEP_IDS
 
 _SECONDS = 60  # a busy controller may take that long to answer
+_LEAVING = "it is leaving, and Slurm decides what follows (a requeued job goes on by itself)"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def requeue_if_running(environ: Mapping[str, str]) -> Requeue:
         return Requeue(False, f"job {job} is not requeued (SMOE_REQUEUE=0)")
     state = job_state(job)
     if state != "RUNNING":
-        return Requeue(False, f"job {job} is {state or 'unknown to Slurm'}: what follows is up to Slurm")
+        return Requeue(False, f"job {job} is {state or 'unknown to Slurm'}: {_LEAVING}")
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -8,13 +8,22 @@
 # It runs as whoever starts it, with daemons, ports, keys and state of its own. Both nodes have all cores of the machine
 # (so two jobs may share them) and no GPUs. As root it installs Debian's slurm-wlm and munge where they are missing.
 #
-#   SMOE_SLURM_DIR      the folder of its state (default ${TMPDIR:-/tmp}/smoe-slurm-$UID)
+#   SMOE_SLURM_DIR      the folder of its state (default: that of SLURM_CONF where `up` gave it to this shell, or else
+#                       ${TMPDIR:-/tmp}/smoe-slurm-$UID)
 #   SMOE_SLURM_FORCE=1  start although this machine belongs to a Slurm cluster
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-STATE="$(realpath -m "${SMOE_SLURM_DIR:-${TMPDIR:-/tmp}/smoe-slurm-$UID}")"
+# ours: prints the folder of SLURM_CONF if this script wrote that file.
+ours() {
+    local folder
+    folder="$(dirname "${SLURM_CONF:-}")"
+    grep -qsxF "StateSaveLocation=$folder/controller" "${SLURM_CONF:-}" && grep -qxF ClusterName=smoe "$SLURM_CONF" && echo "$folder"
+}
+
+STATE="$(realpath -m "${SMOE_SLURM_DIR:-$(ours || echo "${TMPDIR:-/tmp}/smoe-slurm-$UID")}")"
+CORES="$(getconf _NPROCESSORS_ONLN)" # nproc obeys OMP_NUM_THREADS
 CONF="$STATE/slurm.conf"
 NODES=(node1 node2)
 PATH="$PATH:/usr/sbin:/sbin" # where the daemons live, which is not on every user's path
@@ -107,7 +116,7 @@ KillWait=10
 MinJobAge=3600
 CONFIGURATION
     for index in "${!NODES[@]}"; do
-        echo "NodeName=${NODES[$index]} NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1 + index)) CPUs=$(nproc) RealMemory=$memory" >>"$CONF"
+        echo "NodeName=${NODES[$index]} NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 1 + index)) CPUs=$CORES RealMemory=$memory" >>"$CONF"
     done
     echo "PartitionName=local Nodes=$(IFS=, && echo "${NODES[*]}") Default=YES MaxTime=INFINITE State=UP" >>"$CONF"
     : >"$STATE/cgroup.conf"
@@ -143,7 +152,7 @@ up() {
         for node in "${NODES[@]}"; do start "slurmd-$node" slurmd -N "$node" -f "$CONF"; done
         until_true 30 nodes_are_idle || die "the nodes do not come up: see $STATE/slurmctld.log and $STATE/slurmd-*.log"
     fi
-    note "Slurm runs: ${#NODES[@]} nodes of $(nproc) cores, state in $STATE"
+    note "Slurm runs: ${#NODES[@]} nodes of $CORES cores, state in $STATE"
     note "try: sbatch --ntasks-per-node=1 --cpus-per-task=1 --gpus-per-node=0 slurm/smoe_5p625deg.sh"
     echo "export SLURM_CONF=$CONF"
 }
@@ -159,7 +168,17 @@ stop_daemons() {
     done
 }
 
+any_alive() {
+    local daemon
+    for daemon in munged slurmctld "${NODES[@]/#/slurmd-}"; do ! alive "$daemon" >/dev/null || return 0; done
+    return 1
+}
+
 down() {
+    if ! any_alive; then
+        note "nothing runs in $STATE"
+        return
+    fi
     export SLURM_CONF="$CONF"
     if alive slurmctld >/dev/null && has scancel; then
         mapfile -t jobs < <(timeout 20 squeue --noheader --format=%A | sort -u)

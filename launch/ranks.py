@@ -156,7 +156,9 @@ def _from_pmi(environ: Mapping[str, str]) -> Ranks | None:
         )
     local_ranks = ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "SLURM_LOCALID")
     local_rank = _first_number(environ, local_ranks, 0 if world == 1 else None)
-    local_world = _first_number(environ, ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"), world)
+    started_by_srun = step is not None and (step.rank, step.world) == (rank, world)  # whose PMI does not count a host's tasks
+    on_host = step.local_world if step is not None and started_by_srun else world
+    local_world = _first_number(environ, ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"), on_host)
     return Ranks(rank, world, local_rank, local_world, *_given_address(environ), "pmi")
 
 

@@ -8,10 +8,11 @@ the rooms that know recipes are imported when they are called.
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import json
 import os
-import sys
+import re
 import time as clock
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smoe_hpc.errors import LaunchError, RunError
+from smoe_hpc.errors import DataError, LaunchError, RunError
 from smoe_hpc.launch.job import job_state
+from smoe_hpc.launch.submitted import run_task
 
 CLUSTERS = ("slurm", "local", "debug")
 UNFINISHED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STOPPED", "PREEMPTED")
@@ -119,7 +121,7 @@ class Job:
             if error is not None:
                 trace = str(error).partition("You can check full logs")[0]  # submitit's own addition
                 lines = [line.strip() for line in trace.splitlines() if line.strip(" -")]
-                return lines[-1] if lines else type(error).__name__
+                return re.sub(r"^(\w+\.)+(?=\w+: )", "", lines[-1]) if lines else type(error).__name__
         return None
 
 
@@ -161,6 +163,7 @@ def submit(
 
     Raises:
         ConfigError: the recipe, a change, or the number of processes cannot be.
+        DataError: there is nothing where the recipe's data are to be.
         LaunchError: the cluster does not take the job.
     """
     from smoe_hpc.config import check_world, load_recipe, to_yaml
@@ -171,6 +174,7 @@ def submit(
         pairs.append(("run.root", os.fspath(root)))
     loaded = load_recipe(os.fspath(recipe), [f"{key}={_as_text(value)}" for key, value in pairs])
     check_world(loaded, nodes * tasks)
+    _require_data(loaded.data.store)
     run_dir = (Path(loaded.run.root) / loaded.name).absolute()
     folder = run_dir / "jobs"
     try:
@@ -186,30 +190,6 @@ def submit(
     with _package_on_path():
         handle = _hand_over(cluster, folder, options, written, run_dir)
     return Job(handle.job_id, run_dir, cluster, nodes * tasks, handle)
-
-
-def run_task(recipe: Path, run_dir: Path) -> dict[str, Any]:
-    """What each task of a submitted job does: its part of the training. The scores, on every rank."""
-    import submitit
-
-    from smoe_hpc.launch.stopping import listening
-
-    with listening():  # from here on, instead of submitit's own handler
-        if "SUBMITIT_FOLDER" in os.environ:  # not under "debug"
-            submitit.JobEnvironment().paths.result_pickle.unlink(missing_ok=True)  # of a start before this one
-        from smoe_hpc.config import load_recipe
-        from smoe_hpc.launch.rendezvous import shutdown
-        from smoe_hpc.tasks import make_task
-        from smoe_hpc.training.queued import Requeued, train_or_requeue
-
-        loaded = load_recipe(recipe)
-        try:
-            return train_or_requeue(loaded, make_task(loaded), run_dir=run_dir)
-        except Requeued as requeued:
-            sys.stderr.write(f"{requeued}\n")
-            sys.exit(requeued.exit_status)  # an exception would be the job's result
-        finally:
-            shutdown()
 
 
 def _tasks_per_node(cluster: str, nodes: int, gpus: int, tasks: int | None, minutes: int) -> int:
@@ -230,9 +210,18 @@ def _tasks_per_node(cluster: str, nodes: int, gpus: int, tasks: int | None, minu
     return found
 
 
+def _require_data(store: str) -> None:
+    """Nothing is read: the job does, and it may see more than the machine on which it is submitted."""
+    if not (os.path.exists(store) or glob.glob(store)):
+        raise DataError(
+            f"no data at {Path(store).absolute()}: set data.store to the converted data, or make some there first with "
+            "`smoe-hpc data convert`, `heat` or `synthesize`; nothing was queued"
+        )
+
+
 def _as_text(value: Any) -> str:
-    """A value as an override has it: strings as they are, everything else as JSON, which YAML reads."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A value as an override has it: strings and paths as they are, everything else as JSON, which YAML reads."""
+    return os.fspath(value) if isinstance(value, (str, os.PathLike)) else json.dumps(value)
 
 
 def _slurm_options(

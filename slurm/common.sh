@@ -116,20 +116,29 @@ first_page() {
     forbid_endless_requeue
 }
 
+# step WHAT COMMAND...: runs it in every task; where it does not end well, says so and ends the job with its status.
+step() {
+    local status=0
+    every_task "${@:2}" || status=$?
+    case "$status" in
+    0) return ;;
+    75) echo "$(date --iso-8601=seconds) $1 has stopped as asked; a requeued job goes on by itself, any other when it is submitted again" ;;
+    *) echo "$(date --iso-8601=seconds) $1 failed with status $status; see above" >&2 ;;
+    esac
+    exit "$status"
+}
+
+# make_synthetic_data DEFAULT: files that are there already are kept; other data there than asked for are an error.
 make_synthetic_data() {
     local what
     read -r -a what <<<"${SMOE_SYNTHETIC_ARGS:-$1}"
-    if [ -e "$DATA/index.json" ]; then
-        echo "synthetic data are there already: $DATA"
-    else
-        echo "making synthetic data: ${what[*]}"
-        every_task python -m smoe_hpc data synthesize "$DATA" --step 6 --channels rt38 "${what[@]}"
-    fi
+    echo "making synthetic data: ${what[*]}"
+    step "making synthetic data" python -m smoe_hpc data synthesize "$DATA" --step 6 --channels rt38 "${what[@]}"
 }
 
 # train_recipe RECIPE DATA SYNTHETIC: DATA is where the converted data are looked for, SYNTHETIC what is made otherwise.
 train_recipe() {
-    local recipe="$1" changes own status=0
+    local recipe="$1" changes own splits
     check_job
     choose_data "$2" "data/synthetic_${recipe##*_}"
     use_environment
@@ -140,18 +149,14 @@ train_recipe() {
     changes=("data.store=$DATA" "run.root=$RUNS")
     if [ "${SMOE_SYNTHETIC:-0}" != 0 ]; then
         make_synthetic_data "$3"
-        mapfile -t -O "${#changes[@]}" changes < <(python -m smoe_hpc data splits "$DATA")
+        splits="$(python -m smoe_hpc data splits "$DATA")" || die "the days of $DATA cannot be shared out; see above"
+        mapfile -t -O "${#changes[@]}" changes <<<"$splits"
         changes+=("name=${recipe}_synthetic")
     fi
     read -r -a own <<<"${SMOE_ARGS:-}"
     changes+=("${own[@]}")
     row train "python -m smoe_hpc train $recipe ${changes[*]}"
-    every_task python -m smoe_hpc data statistics "$recipe" "${changes[@]}"
-    every_task python -m smoe_hpc train "$recipe" "${changes[@]}" || status=$?
-    case "$status" in
-    0) echo "$(date --iso-8601=seconds) $recipe has ended; runs are in $RUNS" ;;
-    75) echo "$(date --iso-8601=seconds) $recipe has stopped as asked; submitted again it goes on" ;;
-    *) echo "$(date --iso-8601=seconds) $recipe failed with status $status; see above" >&2 ;;
-    esac
-    exit "$status"
+    step "taking statistics" python -m smoe_hpc data statistics "$recipe" "${changes[@]}"
+    step "$recipe" python -m smoe_hpc train "$recipe" "${changes[@]}"
+    echo "$(date --iso-8601=seconds) $recipe has ended; runs are in $RUNS"
 }

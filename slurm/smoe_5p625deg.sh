@@ -23,15 +23,13 @@
 #SBATCH --output=%x-%j.out
 set -euo pipefail
 
-# Slurm runs a copy of this script in a folder of its own, so $0 does not say where the checkout is
-if [ -z "${SMOE_ROOT:-}" ]; then
-    script="$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')" || true
-    for SMOE_ROOT in "${SLURM_SUBMIT_DIR:-}" "${script%/slurm/*}" "$(realpath -m "$0/../..")"; do
-        [ ! -f "$SMOE_ROOT/slurm/common.sh" ] || break
-    done
-fi
-if [ ! -f "$SMOE_ROOT/slurm/common.sh" ]; then
-    echo "error: no checkout at $SMOE_ROOT: call sbatch there, or set SMOE_ROOT to it" >&2
+# Slurm runs a copy of this script elsewhere: the checkout is where sbatch was called, or where the script itself lies
+script="$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')" || true
+for place in "${SLURM_SUBMIT_DIR:-}" "${script%/slurm/*}" "$(realpath -m "$0/../..")"; do
+    [ ! -f "$place/slurm/common.sh" ] || SMOE_ROOT="${SMOE_ROOT:-$place}"
+done
+if [ ! -f "${SMOE_ROOT:-}/slurm/common.sh" ]; then
+    echo "error: no checkout at ${SMOE_ROOT:-$PWD}: call sbatch there, or set SMOE_ROOT to it" >&2
     exit 2
 fi
 # shellcheck source-path=SCRIPTDIR

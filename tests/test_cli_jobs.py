@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,25 @@ def test_status_tells_runs_apart(tmp_path: Path) -> None:
     assert all(name in result.stdout for name in rows)
 
 
+def test_status_shows_what_was_submitted_and_has_not_begun(tmp_path: Path) -> None:
+    for name, left in {"new": "99_submitted.pkl", "broken": "99_0_result.pkl", "gone": "88888888_submission.sh"}.items():
+        jobs = tmp_path / "runs" / name / "jobs"
+        jobs.mkdir(parents=True)
+        (jobs / left).touch()
+    again = make_run("again", holder="process 9 on node1 of Slurm job 12345678\n")
+    (again / "jobs").mkdir()
+    (again / "jobs" / "12345679_submission.sh").touch()
+    os.utime(again / "lock", (0, 0))
+    assert command("status", "--json", "status.json").exit_code == 0
+    rows = {row["run"]: (row["state"], row["job"]) for row in json.loads((tmp_path / "status.json").read_text())}
+    assert rows == {
+        "new": ("submitted", "-"),
+        "broken": ("failed", "-"),
+        "gone": ("failed", "88888888 unknown"),
+        "again": ("interrupted", "12345679 unknown"),
+    }
+
+
 def test_status_of_nothing() -> None:
     assert "runs is no folder of runs" in command("status").stderr
     Path("runs").mkdir()
@@ -64,6 +84,9 @@ def test_submit_refuses_before_it_submits() -> None:
     assert "training.bath" in result.stderr
     assert "an override is key=value" in command("submit", "heat_smoe", "training.batch").stderr
     assert "--sbatch is key=value" in command("submit", "heat_smoe", "--sbatch", "mem").stderr
+    missing = command("submit", "heat_smoe", "--cluster", "local")
+    assert missing.exit_code == 2
+    assert "error: no data at" in missing.stderr
     assert not Path("runs").exists()
 
 
@@ -75,5 +98,6 @@ def test_submit_waits_for_scores(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "job.json").read_text())
     assert told["scores"] == json.loads((tmp_path / "runs/heat_quickstart/scores.json").read_text())
+    assert all(path in result.stdout for path in told["logs"])
     assert Path(told["logs"][0]).parent == tmp_path / "runs/heat_quickstart/jobs"
     assert "ended" in command("status").stdout

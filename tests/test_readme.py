@@ -33,7 +33,7 @@ def test_every_command_is_one(command: str):
         assert option in result.output
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[1] in ("train", "compare")])
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[1] in ("train", "compare", "submit")])
 def test_every_recipe_takes_its_changes(command: str):
     from smoe_hpc.cli import app
     from smoe_hpc.config import check_world, load_recipe
@@ -43,15 +43,16 @@ def test_every_recipe_takes_its_changes(command: str):
     words = given["arguments"] if verb == "compare" else [given["recipe"], *(given["overrides"] or [])]
     recipes, changes = ([word for word in words if ("=" in word) == change] for change in (False, True))
     assert recipes
+    world = given["nodes"] * max(given["gpus_per_node"], 1) if verb == "submit" else 1
     for recipe in recipes:
-        check_world(load_recipe(recipe, changes), world=1)
+        check_world(load_recipe(recipe, changes), world)
 
 
 def test_every_recipe_named_is_there():
     from smoe_hpc.config import recipe_names
 
-    named = set(re.findall(r"\b(?:heat|uk)_[a-z0-9_]+\b", " ".join(COMMANDS)))
-    assert named
+    named = set(re.findall(r"\b(?:heat|uk|weather)_[a-z0-9_]+\b", " ".join(COMMANDS)))
+    assert any(name.startswith("weather_") for name in named)
     assert named <= set(recipe_names())
 
 
@@ -61,7 +62,29 @@ def test_every_file_linked_is_there():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
-def test_both_scripts_are_there(script: str):
-    assert f"bash launch/{script}" in README
-    assert (ROOT / "launch" / script).exists()
+@pytest.mark.parametrize("command", ["bash launch/quickstart.sh", "bash launch/test.sh", "sbatch slurm/smoe_1p4deg.sh"])
+def test_scripts_are_there(command: str):
+    assert command in README
+    assert (ROOT / command.split()[1]).exists()
+
+
+def test_every_script_named_is_there():
+    scripts = re.findall(r"\b(?:launch|slurm)/\w+\.sh\b", README)
+    assert [script for script in scripts if not (ROOT / script).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_what_the_pages_name_is_there(page: Path):
+    from smoe_hpc.cli import app
+    from smoe_hpc.config import recipe_names
+
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    group = get_command(app)
+    for verb, second in re.findall(r"smoe-hpc ([a-z]+)(?: ([a-z]+))?", text):
+        assert verb in group.commands  # type: ignore[attr-defined]
+        if verb in ("data", "bench"):
+            assert second in group.commands[verb].commands  # type: ignore[attr-defined]
+    trained = re.findall(r"smoe-hpc (?:train|submit|data statistics) ([a-z0-9_]+)(?=[\s`])", text)
+    assert set(trained) <= set(recipe_names())

@@ -18,14 +18,11 @@ from __future__ import annotations
 import collections
 import importlib.util
 import multiprocessing.resource_tracker
-import shutil
 import signal
-import tempfile
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +44,7 @@ from smoe_hpc.io.fronts.dali_worker import (
     Source,
     as_text,
 )
+from smoe_hpc.io.fronts.scratch import make_folder
 from smoe_hpc.io.reading import FrameTable
 
 REMEDY = "pip install nvidia-dali-cuda130 (extra dali of smoe-hpc), or set loader.front=plain"
@@ -110,8 +108,8 @@ class DaliFront:
         self._ahead = prefetch  # asked of the workers
         self._queue = 2 if self._gpu else 1  # in the pipeline itself: on a GPU one copy goes on while another is used
         self._verify, self._restored = check_verify(verify), checkpoint
-        folder = Path(tempfile.mkdtemp(prefix="smoe-dali-"))
-        self._remove_folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        folder, remove = make_folder("smoe-dali-")
+        self._remove_folder = weakref.finalize(self, remove)
         self._schedule = Schedule(folder)
         self._runner: Runner | None = None
         self._first = self._delivered = 0  # number of a schedule's first batch; batches that DALI has given, idle ones too

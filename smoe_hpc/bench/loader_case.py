@@ -203,7 +203,7 @@ def _raw_reads(table: FrameTable, items: np.ndarray, workers: int) -> Iterator[N
                 for place, count in _runs(places):
                     reads.append((file, offset + place * field, position, count * field))
                     position += count * field
-            shares = [reads[worker * len(reads) // workers : (worker + 1) * len(reads) // workers] for worker in range(workers)]
+            shares = [reads[worker::workers] for worker in range(workers)]
             list(pool.map(read, shares, [ring[number % 2]] * workers))
             yield None
 

@@ -2,7 +2,7 @@
 
 Verbs stand in `runs.py` (train, evaluate, report, compare), `data.py` (data ...), `bench.py` (bench ...), `jobs.py` (submit,
 status) and `machine.py` (recipes, doctor, quickstart). What they share stands in `output.py`: who prints, tables, JSON
-files, how an error ends the command.
+files, how an error ends the command; and in `teamwork.py`: how the processes of a data verb work and stop together.
 """
 
 from __future__ import annotations

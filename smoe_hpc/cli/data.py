@@ -11,6 +11,7 @@ import typer
 
 from smoe_hpc.cli.output import JsonFile, progress, say, show_table, write_json
 from smoe_hpc.cli.runs import Overrides, RecipeName
+from smoe_hpc.cli.teamwork import data_job
 from smoe_hpc.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -62,20 +63,13 @@ def synthesize(
     overwrite: Overwrite = False,
 ) -> None:
     """Make SYNTHETIC weather-like fields of the ERA5 channels; mpirun and srun share the years."""
-    from smoe_hpc.io.synthetic.era5 import NOTICE, synthesize
-    from smoe_hpc.launch.team import find_team
-
     shape = parse_grid(grid)
     options: dict[str, Any] = {"channels": channels, "start": start, "days": days, "seed": seed, "overwrite": overwrite}
     stored: dict[str, Any] = {"dtype": dtype, "compression": compression}
-    with find_team() as team:
-        try:
-            with progress("synthesizing samples") if team.rank == 0 else nullcontext() as report:
-                made = synthesize(out, shape, years, step, **options, **stored, team=team, progress=report)
-        except DataError:
-            if team.rank:  # every rank has the same error, and one tells it
-                raise typer.Exit(2) from None
-            raise
+    with data_job("synthesizing samples") as (team, report):
+        from smoe_hpc.io.synthetic.era5 import NOTICE, synthesize
+
+        made = synthesize(out, shape, years, step, **options, **stored, team=team, progress=report)
     say(f"{NOTICE}.")
     for path in made.paths:
         how = "written" if path in made.written else "was there already"
@@ -94,18 +88,12 @@ def parse_grid(text: str) -> tuple[int, int]:
 def statistics(recipe: RecipeName, overrides: Overrides = None, json_file: JsonFile = None) -> None:
     """Take statistics and climatology of a weather recipe's training split, once for all runs; mpirun and srun share it."""
     from smoe_hpc.config import load_recipe
-    from smoe_hpc.launch.team import find_team
-    from smoe_hpc.tasks import prepare_data
 
     loaded = load_recipe(recipe, overrides or [])
-    with find_team() as team:
-        try:
-            with progress("going over fields") if team.rank == 0 else nullcontext() as report:
-                found, _ = prepare_data(loaded, team, report)
-        except DataError:
-            if team.rank:  # every rank has the same error, and one tells it
-                raise typer.Exit(2) from None
-            raise
+    with data_job("going over fields") as (team, report):
+        from smoe_hpc.tasks import prepare_data
+
+        found, _ = prepare_data(loaded, team, report)
     rows = zip(found.channels, found.mean, found.std, strict=True)
     figures = {name: {"mean": mean, "std": std} for name, mean, std in rows}
     for name, of_channel in figures.items():
@@ -180,7 +168,7 @@ def _show_verification(report: Report, written: bool) -> None:
     if len(problems) > _SHOWN:
         say(f"BAD: {len(problems) - _SHOWN} more (--json FILE has all)")
     for gap in report.gaps[:_SHOWN]:
-        say(f"gap: {gap.missing} samples are missing after {gap.before}; the next is {gap.after}")
+        say(str(gap))
     if len(report.gaps) > _SHOWN:
         say(f"gap: {len(report.gaps) - _SHOWN} more (--json FILE has all)")
     for name in report.unchecked[:_SHOWN]:

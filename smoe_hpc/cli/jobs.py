@@ -51,8 +51,9 @@ def submit(
         account=account,
         sbatch=more,
     )
-    say(f"job {job.id} ({cluster}): {job.run_dir}, log {job.logs()[1]}")
-    said: dict[str, Any] = {"job": job.id, "run": str(job.run_dir), "logs": [str(path) for path in job.logs()]}
+    out, errors = job.logs()
+    say(f"job {job.id} ({cluster}): {job.run_dir}; it prints to {out}, errors to {errors}")
+    said: dict[str, Any] = {"job": job.id, "run": str(job.run_dir), "logs": [str(out), str(errors)]}
     if wait or cluster == "debug":
         said["scores"] = job.result()
         show_scores(said["scores"])
@@ -66,7 +67,8 @@ def status(
     """Say where the runs of a folder stand: state, step, last score, Slurm job."""
     if not root.is_dir():
         raise RunError(f"{root} is no folder of runs; name one, e.g. smoe-hpc status runs")
-    rows = [_row(folder) for folder in sorted(path.parent for path in root.glob("*/lock"))]
+    folders = {path.parent for name in ("lock", "jobs") for path in root.glob(f"*/{name}")}
+    rows = [_row(folder) for folder in sorted(folders)]
     if not rows:
         say(f"{root}: no runs")
     else:
@@ -82,26 +84,49 @@ def _pair(text: str, what: str) -> tuple[str, str]:
 
 
 def _row(folder: Path) -> dict[str, str]:
-    """A run as plain texts: "running", "queued", "ended" or "interrupted" beside where it is and what it reached."""
+    """A run as plain texts: its state beside where it is and what it reached.
+
+    The state is "running", "queued", "starting" (its job runs, and has not come to training), "ended", "interrupted",
+    "failed" (it ended before it began to train), or "submitted": as processes of a machine that have said nothing yet.
+    """
     from smoe_hpc.launch.job import job_state
 
-    holder, held = _holder(folder / "lock")
-    job = re.search(r"Slurm job (\S+)", holder)
-    state = job_state(job[1]) if job else None
+    lock = folder / "lock"
+    holder, held = _holder(lock) if lock.exists() else ("", False)
+    begun = re.search(r"Slurm job (\S+)", holder)
+    job = begun[1] if begun else None
+    if not held:
+        job = _submitted(folder / "jobs", lock) or job
+    state = job_state(job) if job else None
+    ended = (folder / "finished.json").exists()
     if held:
         now = "running"
-    elif (folder / "finished.json").exists():
+    elif state in ("PENDING", "REQUEUED", "CONFIGURING"):
+        now = "queued"
+    elif ended:
         now = "ended"
+    elif state == "RUNNING":
+        now = "starting"
+    elif lock.exists():
+        now = "interrupted"
     else:
-        now = "queued" if state in ("PENDING", "REQUEUED", "CONFIGURING") else "interrupted"
+        now = "failed" if job or any((folder / "jobs").glob("*_result.pkl")) else "submitted"
     step, score = _newest(folder / "metrics.jsonl")
     return {
         "run": folder.name,
         "state": now,
         "step": step,
         "score": score,
-        "job": f"{job[1]} {state or 'unknown'}" if job else "-",
+        "job": f"{job} {state or 'unknown'}" if job else "-",
     }
+
+
+def _submitted(jobs: Path, lock: Path) -> str | None:
+    """The newest Slurm job that was submitted after the run's lock was last taken; None of none."""
+    since = lock.stat().st_mtime if lock.exists() else 0.0
+    scripts = [(path.stat().st_mtime, path.name) for path in jobs.glob("*_submission.sh")]
+    newest = max((script for script in scripts if script[0] > since), default=None)
+    return newest[1].removesuffix("_submission.sh") if newest else None
 
 
 def _holder(lock: Path) -> tuple[str, bool]:

@@ -18,10 +18,11 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from smoe_hpc.config import Recipe, load_recipe, to_yaml
 from smoe_hpc.errors import ConfigError, RunError
@@ -58,14 +59,10 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"run directory {self.path} cannot be written: {error}; choose another run.root") from error
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(file):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise RunError(
-                    f"run directory {self.path} is in use by {holder}: wait for it, or choose another name"
-                ) from None
+                raise RunError(f"run directory {self.path} is in use by {holder}: wait for it, or choose another name")
             file.truncate(0)
             job = job_id(os.environ)
             file.write(f"process {os.getpid()} on {socket.gethostname()}{f' of Slurm job {job}' if job else ''}\n")
@@ -158,6 +155,17 @@ class RunDirectory:
         if not self._finished.exists():
             return None
         return int(json.loads(self._finished.read_text())["best_step"])
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock a file for this process alone; False where another holds it for longer than who merely looks."""
+    for _ in range(11):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:  # `smoe-hpc status` finds out with a short lock whether the run goes on
+            time.sleep(0.1)
+    return False
 
 
 def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:

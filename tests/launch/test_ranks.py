@@ -88,6 +88,14 @@ def test_srun() -> None:
         assert find_ranks({**SRUN, **change}).master_port != ranks.master_port
 
 
+def test_srun_with_and_without_an_mpi() -> None:
+    """--mpi=none and --mpi=pmix give no PMI_SIZE: the tasks go by what srun says. --mpi=pmi2 does, and numbers agree."""
+    pmix = {"PMIX_RANK": "4", "PMIX_NAMESPACE": "slurm.pmix.77.0", "PMIX_SERVER_URI41": "pmix-server;tcp4://127.0.0.1:1"}
+    assert find_ranks({**SRUN, **pmix}) == find_ranks(SRUN)
+    pmi2 = find_ranks({**SRUN, "PMI_FD": "12", "PMI_RANK": "4", "PMI_SIZE": "6"})
+    assert (pmi2.rank, pmi2.world, pmi2.local_world, pmi2.launcher) == (4, 6, 1, "pmi")
+
+
 def test_submitit() -> None:
     ranks = find_ranks(LOCAL_SUBMITIT)
     assert (ranks.rank, ranks.world, ranks.local_rank, ranks.local_world) == (1, 2, 1, 2)
@@ -119,6 +127,9 @@ def test_a_batch_script_is_one_process() -> None:
         ({**LOCAL_SUBMITIT, "SUBMITIT_LOCAL_GLOBALID": "2"}, "submitit says rank 2 of 2"),
         ({**LOCAL_SUBMITIT, "RANK": "0", "WORLD_SIZE": "1"}, "submitit says rank 1 of 2; unset RANK and WORLD_SIZE"),
         ({**SRUN, "PMI_RANK": "0", "PMI_SIZE": "1"}, "srun says task 4 of 6, PMI says rank 0 of 1"),
+        # srun --mpi=pmi2 gives MPICH's variables to a program whose MPI is another one, or whose numbers make no sense
+        ({**SRUN, "PMI_RANK": "0", "PMI_SIZE": "1", "PMI_FD": "12"}, "--mpi=none to start without an MPI"),
+        ({**SRUN, "PMI_RANK": "6", "PMI_SIZE": "6"}, "pmi says rank 6 of 6"),
         ({k: v for k, v in OPENMPI.items() if "LOCAL_RANK" not in k}, "OMPI_COMM_WORLD_LOCAL_RANK is not set"),
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "x"}, "SLURM_STEP_TASKS_PER_NODE='x'"),
         ({**SRUN, "SLURM_NODEID": "4"}, "names 4 nodes"),
@@ -147,3 +158,5 @@ def test_each_process_takes_its_own_gpu() -> None:
     for local_rank in (0, 1):
         with pytest.raises(LaunchError, match="2 processes on this host and 1 visible GPUs"):
             device_index(Ranks(local_rank, 2, local_rank, 2, "a", 1, "torchrun"), visible=1, bound=False)
+    with pytest.raises(LaunchError, match=r"4 processes on this host and 2 visible GPUs.*start 2 a host, or train on the CPU"):
+        device_index(Ranks(3, 8, 3, 4, "a", 1, "slurm"), visible=2, bound=True)

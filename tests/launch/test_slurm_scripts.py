@@ -48,6 +48,14 @@ def test_the_scripts_exist() -> None:
     assert {path.name for path in SCRIPTS} == {"smoe_1p4deg.sh", "smoe_5p625deg.sh"}
 
 
+def test_the_scripts_differ_in_their_recipes_alone() -> None:
+    """What finds the checkout has to stand in each of them; comments, the job's name and its time are the recipe's."""
+    commands = [path.read_text().partition("\nset -euo pipefail\n")[2] for path in SCRIPTS]
+    shared = {re.sub(r"^train_recipe .*", "", text, flags=re.M) for text in commands}
+    assert len(shared) == 1
+    assert "SMOE_ROOT" in shared.pop()
+
+
 def test_not_in_a_job() -> None:
     assert_refused(bash("check_job"), "no Slurm job", "sbatch", "local_slurm.sh")
 
@@ -85,6 +93,16 @@ def test_an_environment_that_lacks_packages(tmp_path: Path) -> None:
     script.write_text(f'python() {{ echo "torch, h5py"; }}; PATH={tmp_path}:$PATH\n')
     done = bash("GPUS=0; use_environment", SMOE_ENV=str(script), SMOE_ROOT=str(ROOT))
     assert_refused(done, "lacks torch, h5py", "SMOE_ENV")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(75, "has stopped as asked; a requeued job goes on"), (3, "failed with status 3")]
+)
+def test_a_step_that_does_not_end_well_ends_the_job_with_a_line(status: int, words: str) -> None:
+    done = bash(f"every_task() {{ return {status}; }}; step 'taking statistics' true; echo went on")
+    assert done.returncode == status
+    assert f"taking statistics {words}" in done.stdout + done.stderr
+    assert "went on" not in done.stdout
 
 
 def test_runs_that_cannot_be_written(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from smoe_hpc.errors import ConfigError, LaunchError, RunError
+from smoe_hpc.errors import ConfigError, DataError, LaunchError, RunError
 from smoe_hpc.launch import Job, submit
 from smoe_hpc.launch.submission import _slurm_options
 
@@ -49,10 +49,17 @@ def test_a_job_that_cannot_be_is_refused(options: dict[str, object], words: str,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("store", ["nowhere", "nowhere/*.h5"])
+def test_missing_data_are_refused(store: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no data at .*nowhere.*: set data.store"):
+        submit("heat_smoe", data__store=store, cluster="local")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_slurm_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match=r"slurm does not take the job: .*srun"):
-        submit("heat_smoe", nodes=2)
+        submit("heat_smoe", nodes=2, data__store=tmp_path)
 
 
 def test_options_of_sbatch() -> None:
@@ -63,12 +70,27 @@ def test_options_of_sbatch() -> None:
     assert "SRUN_CPUS_PER_TASK=8" in options["slurm_setup"][0]
 
 
-def test_a_local_job_that_fails_says_why(tmp_path: Path) -> None:
-    job = submit("heat_smoe", data__store="nowhere", root=tmp_path / "runs", cluster="local", time=5)
+def test_a_local_job_that_fails_says_why_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    job = submit("heat_smoe", data__store="empty", root=tmp_path / "runs", cluster="local", time=5)
     assert isinstance(job, Job)
-    with pytest.raises(RunError, match=r"ended as FAILED: .*nowhere.*log is"):
+    with pytest.raises(RunError, match=r"ended as FAILED: [^:.]*empty.*log is") as caught:
         job.result(timeout=100)
+    assert "smoe_hpc.errors" not in str(caught.value)
     assert job.state == "FAILED"
-    assert "nowhere" in job.log()
+    errors = job.logs()[1].read_text()
+    assert [line for line in errors.splitlines() if "empty" in line and line.startswith("error: ")]
+    assert "Traceback" not in errors
     with pytest.raises(LaunchError, match="no rank 1: it has 1"):
         job.log(1)
+
+
+def test_an_error_that_is_not_ours_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "h5py.py").write_text("raise OSError('libhdf5 is not there')")
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    job = submit("heat_smoe", data__store="data", root=tmp_path / "runs", cluster="local", time=5)
+    with pytest.raises(RunError, match=r"ended as FAILED: OSError: libhdf5 is not there"):
+        job.result(timeout=100)
+    assert "Traceback" in job.log()

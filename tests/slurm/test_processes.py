@@ -1,8 +1,11 @@
 """Processes that srun starts, and the Slurm of one machine that starts them."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,27 @@ def test_up_again_changes_nothing_and_a_cluster_is_left_alone(slurm: Slurm) -> N
     assert refused.returncode == 2
     assert "belongs to a Slurm cluster (/etc/somewhere/slurm.conf)" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_down_stops_the_slurm_of_this_shell(slurm: Slurm) -> None:
+    """SLURM_CONF, which `up` printed, says which one; that of the tests goes on."""
+    folder = Path(tempfile.mkdtemp(prefix="smoe-slurm-"))
+
+    def script(verb: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environ = clean_environment(TMPDIR=str(folder / "elsewhere"), **variables)
+        return subprocess.run(["bash", str(LOCAL_SLURM), verb], env=environ, capture_output=True, text=True, timeout=120)
+
+    try:
+        up = script("up", SMOE_SLURM_DIR=str(folder), SMOE_SLURM_FORCE="1")
+        assert up.returncode == 0, up.stderr
+        assert f"nodes of {os.cpu_count()} cores" in up.stderr, "whatever OMP_NUM_THREADS says"
+        conf = up.stdout.strip().removeprefix("export SLURM_CONF=")
+        assert "nothing runs in" in script("down").stderr, "a shell that knows nothing of it"
+        assert script("status", SLURM_CONF=conf).returncode == 0
+        down = script("down", SLURM_CONF=conf)
+        assert f"Slurm of {folder} is stopped" in down.stderr
+        assert script("status", SLURM_CONF=conf).returncode == 3
+        assert slurm.run("sinfo", "--noheader")
+    finally:
+        script("down", SMOE_SLURM_DIR=str(folder))
+        shutil.rmtree(folder)

@@ -6,6 +6,7 @@ write the same curve and the same scores, to the bit.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -121,8 +122,37 @@ def test_a_job_that_is_taken_away_twice_ends_the_same(
     about = slurm.wait(job, ("COMPLETED", "FAILED"))
     assert (about["JobState"], about["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()
     assert ", restart 2" in log.read_text()
-    assert "synthetic data are there already" in log.read_text()
+    assert "synthetic_2015.h5" in log.read_text()
+    assert "MB, written" not in log.read_text()
     assert Outcome.of(run) == reference.outcome
+
+
+def test_a_warning_while_data_are_made_requeues_the_job(slurm: Slurm, environment_script: str, tmp_path: Path) -> None:
+    """Half a year is removed, and nothing of the job is left running."""
+    data, log = tmp_path / "data", tmp_path / "log"
+    variables = {"SMOE_ENV": environment_script, "SMOE_ROOT": str(ROOT), "SMOE_DATA": str(data), "SMOE_SYNTHETIC": "1"}
+    job = slurm.sbatch(SCRIPT, tmp_path, SMOE_SYNTHETIC_ARGS="--grid 32x64 --years 6 --dtype int16", **variables)
+    wait_until(lambda: any(data.glob("*.h5.*")), 60, lambda: log.read_text() if log.exists() else "no log")
+    slurm.run("scancel", "--signal=USR1", job)
+    assert slurm.wait(job, ("PENDING", "FAILED", "COMPLETED"), 60)["Restarts"] == "1", log.read_text()
+    assert "synthesizing samples: stopped as asked (SIGUSR1); what is whole is kept" in log.read_text()
+    assert f"job {job} is requeued" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert list(data.glob("*.h5.*")) == []
+    slurm.run("scancel", job)
+
+
+def test_other_data_than_asked_for_are_an_error(
+    slurm: Slurm, reference: Reference, environment_script: str, tmp_path: Path
+) -> None:
+    """Neither is another SMOE_SYNTHETIC_ARGS ignored, nor are data that were not made up trained on as if they were."""
+    variables = {"SMOE_ENV": environment_script, "SMOE_ROOT": str(ROOT), "SMOE_DATA": str(reference.data)}
+    job = slurm.sbatch(SCRIPT, tmp_path, SMOE_SYNTHETIC="1", SMOE_SYNTHETIC_ARGS="--grid 16x32 --days 41", **variables)
+    about = slurm.wait(job, ("COMPLETED", "FAILED"), 60)
+    log = (tmp_path / "log").read_text()
+    assert (about["JobState"], about["ExitCode"]) == ("FAILED", "2:0"), log
+    assert "synthetic_2015.h5 holds other data" in log
+    assert "making synthetic data failed with status 2; see above" in log.splitlines()[-1]
 
 
 def test_torchrun_trains_the_same(reference: Reference, tmp_path: Path) -> None:
@@ -154,7 +184,9 @@ def test_submitit_on_slurm_is_requeued_and_ends_the_same(
     slurm: Slurm, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enter(monkeypatch, slurm)
-    job = submit("weather_smoe_1p4deg", reference.changes(), nodes=2, root=tmp_path, time=60)
+    job = submit("weather_smoe_1p4deg", reference.changes(), nodes=2, root=tmp_path, time=60, sbatch={"hold": True})
+    assert re.search(rf"queued .* {job.id} PENDING", CliRunner().invoke(app, ["status", str(tmp_path)]).output)
+    slurm.run("scontrol", "release", job.id)
     wait_until((job.run_dir / "checkpoints" / "step_20").exists, 90, job.log)
     slurm.run("scancel", "--signal=USR2", job.id)  # submitit's own
     assert slurm.wait(job.id, ("PENDING",))["Restarts"] == "1"
