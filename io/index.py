@@ -69,6 +69,16 @@ class Index:
         if size != entry.bytes:
             raise DataError(f"{path} has {size} bytes, but {folder / INDEX} says {entry.bytes}; {remedy}")
 
+    def not_listed(self, folder: Path) -> list[str]:
+        """One sentence for each store file of the folder that the index does not list."""
+        listed = {entry.name for entry in self.files}
+        remedy = f"move it away, or write the index anew (`smoe-hpc data verify {folder} --index`)"
+        return [
+            f"{one} is not in {folder / INDEX}; {remedy}"
+            for one in sorted(folder.glob("*" + layout.SUFFIX))
+            if one.name not in listed
+        ]
+
     def fits(self, store: Store, number: int) -> bool:
         """Whether a file has not changed since the index was written, so that its digest still holds."""
         entry = self.files[number]

@@ -102,7 +102,11 @@ def _describe_coords(coords: dict[str, np.ndarray]) -> dict[str, Any]:
         if usual is not None:
             gaps = find_gaps(values)
             described[name].update({"step_hours": usual / 3600, "gaps": len(gaps)})
-            described[name]["first_gaps_end"] = [gap.after for gap in gaps[:_SHOWN_GAPS]]
+            if gaps:
+                described[name]["first_gaps_end"] = [gap.after for gap in gaps[:_SHOWN_GAPS]]
+            off = [str(gap) for gap in gaps if not gap.missing]
+            if off:
+                described[name]["off_step"] = off[:_SHOWN_GAPS]
     return described
 
 

@@ -63,7 +63,10 @@ def open_hdf5(path: Path) -> h5py.File:
     if path.name.endswith(PARTIAL_SUFFIX):
         raise DataError(f"{path} is what a crash left of a store being written; remove it and write the store again")
     if not path.exists():
-        raise DataError(f"{path} does not exist; make it with `smoe-hpc data heat` or `smoe-hpc data convert`")
+        raise DataError(
+            f"{path} does not exist; make it with `smoe-hpc data heat`, `smoe-hpc data synthesize` or "
+            "`smoe-hpc data convert`"
+        )
     if path.is_dir():
         raise DataError(f"{path} is a directory; give one store file" + _stores_within(path))
     try:

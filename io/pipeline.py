@@ -20,6 +20,7 @@ from smoe_hpc.errors import DataError
 from smoe_hpc.io import layout
 from smoe_hpc.io.decoding import Batch, Decoder, Raw, Scaling
 from smoe_hpc.io.fields import FieldReader
+from smoe_hpc.io.finite import find_not_finite
 from smoe_hpc.io.grids import Grid
 from smoe_hpc.io.order import Order, drawn_leads
 from smoe_hpc.io.reading import FrameTable, Reader
@@ -158,13 +159,9 @@ class Samples:
         inputs, targets, _ = self.table.rows_of(np.asarray(items, dtype=np.int64).reshape(-1))
         for rows, channels in ((inputs, self.input_channels), (targets, self.target_channels)):
             for row in np.unique(rows).tolist():
-                values = self.store.read([row], channels)[0]
-                finite = np.isfinite(values)
-                if not finite.all():
-                    channel, i, j = (int(place) for place in np.argwhere(~finite)[0])
-                    where = f"latitude {self.grid.lat[i]:g}, longitude {self.grid.lon[j]:g}"
-                    value = float(values[channel, i, j])
-                    return f"{self.store.describe_row(row)}, channel {channels[channel]}, {where} holds {value}"
+                found = find_not_finite(self.store.read([row], channels)[0], channels, self.grid)
+                if found:
+                    return f"{self.store.describe_row(row)}, {found[0]}"
         return None
 
     def decoder(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Decoder:

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from smoe_hpc.errors import DataError
+from smoe_hpc.io.gaps import usual_step
 
 SECONDS_PER_HOUR = 3600
 DAY = np.timedelta64(1, "D")
@@ -177,10 +178,32 @@ def sample_rows(
     if split is not None:
         whole &= split.mask(coords)[rows].all(axis=1)
     if not whole.any():
-        where = f"split {split.text!r} of {_extent(coords)}" if split else _extent(coords)
-        raise DataError(f"no sample: {where} never holds {window}; check the split and the store's time step")
+        raise DataError(f"no sample: {_why_none(coords, window, split)}")
     count = len(window.inputs)
     return rows[whole, :count], rows[whole, count:]
+
+
+def _why_none(coords: Mapping[str, np.ndarray], window: Window, split: Split | None) -> str:
+    """What no window fits into, and what to do about it."""
+    where = f"split {split.text!r} of {_extent(coords)}" if split else _extent(coords)
+    unit = " h" if "time" in coords else " steps"
+    step = usual_step(coords["time"].astype("datetime64[s]")) if "time" in coords else None
+    if step is not None:
+        off = [hours for hours in (*window.inputs, *window.leads) if hours * SECONDS_PER_HOUR % step]
+        if off:
+            hours = ", ".join(map(str, off))
+            return (
+                f"{where} has a field every {step / SECONDS_PER_HOUR:g} h, of which {hours} h (data.inputs, data.leads) are no "
+                "multiples; give multiples"
+            )
+    needs = f"{-window.inputs[0]}{unit} before the start to {window.leads[-1]}{unit} after it"
+    days = f" and of {_days(split)} days" if split is not None and "time" in coords else ""
+    return f"{where}{days} never holds a whole window, from {needs}; give a longer split, or a shorter window"
+
+
+def _days(split: Split) -> int:
+    """Days of the split's longest part."""
+    return max(int((end - first) // DAY) for first, end in split._parts())
 
 
 def _places(coords: Mapping[str, np.ndarray], reach: int) -> tuple[np.ndarray, int]:

@@ -106,15 +106,17 @@ Fields = Store | Series
 def open_store(path: str | Path, verify: str = "off") -> Fields:
     """Open what a user names: a store file, a folder of them or a pattern such as ``data/era5_19*.h5``.
 
-    In a folder with an index the indexed files are opened; otherwise every ``.h5`` file, by their first sample (what a
-    crash left, ``.h5.partial``, is not one).
+    In a folder with an index the indexed files are opened, and there may be no others; otherwise every
+    ``.h5`` file, by their first sample (what a crash left, ``.h5.partial``, is not one).
 
     Raises:
-        DataError: nothing there, a file that cannot be opened, that is not the one in the index, or that does not belong
-            to the others.
+        DataError: nothing there, a file that cannot be opened, that is not the one in the index or not in it, or that
+            does not belong to the others.
     """
     path = Path(path)
     index = read_index(path) if path.is_dir() else None
+    for complaint in index.not_listed(path) if index else ():
+        raise DataError(complaint)
     paths = [path / entry.name for entry in index.files] if index else store_files(path)
     if paths == [path]:
         return Store(path, verify)

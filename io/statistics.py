@@ -10,13 +10,14 @@ Dimensions: n samples of a slab, C channels, H latitude rows, W longitude column
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from smoe_hpc.errors import DataError
 from smoe_hpc.io import layout
 from smoe_hpc.io.atomic import write_text
 from smoe_hpc.io.cache import cache_file
+from smoe_hpc.io.finite import find_not_finite
 from smoe_hpc.io.moments import Moments
 from smoe_hpc.io.team import SOLO, Team, share
 from smoe_hpc.io.transforms import NONE
@@ -119,26 +121,34 @@ class Statistics:
             name: {"mean": mean, "std": std} | ({} if transform == NONE else {"transform": transform})
             for name, mean, std, transform in rows
         }
-        text = json.dumps({"channels": channels, "count": self.count, "split": self.split}, indent=1)
-        write_text(Path(path), text + "\n")
+        content = {"channels": channels, "count": self.count, "split": self.split}
+        write_text(Path(path), json.dumps({**content, "sha256": _hash(content)}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
         """Read the JSON file.
 
         Raises:
-            DataError: missing, or not statistics.
+            DataError: missing, not statistics, or changed since they were written; it names the file.
         """
         try:
             content = json.loads(Path(path).read_text())
+            if content.pop("sha256") != _hash(content):
+                raise DataError("they were changed since they were written")
             channels = content["channels"]
             mean, std = (tuple(float(entry[key]) for entry in channels.values()) for key in ("mean", "std"))
             transforms = tuple(str(entry.get("transform", NONE)) for entry in channels.values())
             return cls(tuple(channels), mean, std, int(content["count"]), str(content["split"]), transforms)
         except OSError as error:
             raise DataError(f"cannot read statistics {path}: {error.strerror}; compute them again") from error
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except DataError as error:
+            raise DataError(f"statistics {path} cannot be used: {error}; remove the file, and compute them again") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"{path} does not hold statistics ({error}); compute them again") from error
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def statistics_of(
@@ -168,7 +178,7 @@ def statistics_of(
     names = tuple(store.channels if channels is None else channels)
     places = store.channel_indices(names)
     path = cache_file(store, "statistics", [split.text, names], ".json")
-    cached = _load_cached(path)
+    cached = _load_cached(path, names, split.text, tuple(store.transforms[place] for place in places))
     if all(team.gather(cached is not None)):  # or else everybody computes, since that is collective
         assert cached is not None
         return cached
@@ -189,12 +199,13 @@ def statistics_of(
     return found
 
 
-def _load_cached(path: Path) -> Statistics | None:
-    """None too where somebody damaged the file: it is computed anew."""
+def _load_cached(path: Path, channels: tuple[str, ...], split: str, transforms: tuple[str, ...]) -> Statistics | None:
+    """None too where the file was damaged or is of something else: it is computed anew and written over."""
     try:
-        return Statistics.load(path)
+        found = Statistics.load(path)
     except DataError:
         return None
+    return found if (found.channels, found.split, found.transforms) == (channels, split, transforms) else None
 
 
 def compute_statistics(
@@ -239,7 +250,10 @@ def compute_statistics(
             total = moments if total is None else total.merge(moments)
     assert total is not None
     std = np.sqrt(total.squares / total.count)
-    return Statistics(names, tuple(total.mean.tolist()), tuple(std.tolist()), total.count, split.text, transforms)
+    try:
+        return Statistics(names, tuple(total.mean.tolist()), tuple(std.tolist()), total.count, split.text, transforms)
+    except DataError as error:
+        raise DataError(f"{store.path} (split {split.text!r}): {error}") from error
 
 
 def _moments(
@@ -268,12 +282,10 @@ def _moments(
 
 def _not_finite(store: Fields, rows: np.ndarray, names: tuple[str, ...]) -> DataError:
     for row in rows.tolist():
-        finite = np.isfinite(store.read([row], names)[0])
-        if not finite.all():
-            channel, i, j = (int(index) for index in np.argwhere(~finite)[0])
-            where = f"channel {names[channel]!r}, lat {store.grid.lat[i]:g}, lon {store.grid.lon[j]:g}"
+        found = find_not_finite(store.read([row], names)[0], names, store.grid)
+        if found:
             return DataError(
-                f"{store.describe_row(row)}, {where}: the value is not finite; write the file again "
+                f"{store.describe_row(row)}, {found[0]}; write the file again "
                 f"(`smoe-hpc data verify {store.path}` lists all such values)"
             )
     return DataError(f"{store.path}: values are too large for statistics; check their units")

@@ -16,6 +16,7 @@ import numpy as np
 
 from smoe_hpc.errors import DataError
 from smoe_hpc.io import layout
+from smoe_hpc.io.finite import NotFinitePlace, find_not_finite
 from smoe_hpc.io.gaps import Gap, find_gaps
 from smoe_hpc.io.index import INDEX, Entry, Index, read_index
 from smoe_hpc.io.quantisation import Quantisation, Rounding, merge_rounding
@@ -92,8 +93,8 @@ class Report:
         """One sentence for each thing that is wrong, naming file, time and, where there is one, channel."""
         damaged = [f"{one.error}" for one in self.damaged]
         not_finite = [
-            f"{one.file} {one.sample} (row {one.row}), channel {one.channel!r}: {one.count} values are not finite, the first "
-            f"at lat {one.lat:g}, lon {one.lon:g}; fill them at the source and write the file again"
+            f"{one.file} {one.sample} (row {one.row}), {NotFinitePlace(one.channel, one.lat, one.lon, one.count)}; "
+            "fill them at the source and write the file again"
             for one in self.not_finite
         ]
         return [*self.unusable, *damaged, *not_finite, *self.index]
@@ -186,11 +187,7 @@ def _read_index(path: Path) -> tuple[Index | None, list[str]]:
             index.require_size(path, number)
         except DataError as error:
             complaints.append(str(error))
-    listed = {entry.name for entry in index.files}
-    for one in sorted(path.glob("*" + layout.SUFFIX)):
-        if one.name not in listed:
-            remedy = f"move it away, or write the index anew (`smoe-hpc data verify {path} --index`)"
-            complaints.append(f"{one} is not in {path / INDEX} and so is not read; {remedy}")
+    complaints += index.not_listed(path)
     return index, complaints
 
 
@@ -240,16 +237,6 @@ def _compare(store: Store, entry: Entry | None) -> str | None:
 
 def _not_finite(store: Store, row: int, stored: np.ndarray) -> list[NotFinite]:
     """Of one sample [C, H, W] as it is stored."""
-    if stored.dtype.kind != "f":
-        return []
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(stored.sum(dtype=np.float32)):  # one sum is not finite as soon as one value is not
-            return []
-    found = []
     sample = layout.describe_sample(store.coords, row)
-    for channel, values in zip(store.channels, np.isfinite(stored), strict=True):
-        if not values.all():
-            i, j = (int(place) for place in np.argwhere(~values)[0])
-            lat, lon = float(store.grid.lat[i]), float(store.grid.lon[j])
-            found.append(NotFinite(str(store.path), row, sample, channel, lat, lon, int((~values).sum())))
-    return found
+    found = find_not_finite(stored, store.channels, store.grid)
+    return [NotFinite(str(store.path), row, sample, one.channel, one.lat, one.lon, one.count) for one in found]

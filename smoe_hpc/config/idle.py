@@ -45,13 +45,14 @@ def check_idle(recipe: schema.Recipe) -> None:
 
 
 def _check_task(task: str, data: schema.Data) -> None:
-    """Keys that the task does not read stand at their defaults; and a block's length, where nothing goes by blocks."""
+    """Keys that the task does not read stand at their defaults.
+
+    A block's length may stand where nothing goes by blocks: ``data.order`` is a switch, and a recipe brings its length along.
+    """
     default = type(data)(store=data.store)
     for name in _NOT_OF_TASK[task]:
         rule = f"has no effect with task={task}; set data.{name}={shown(getattr(default, name))}"
         require(getattr(data, name) == getattr(default, name), f"data.{name}", getattr(data, name), rule)
-    rule = f"has no effect with data.order={data.order}; set data.block={default.block}, or data.order=blocks"
-    require(data.order == "blocks" or data.block == default.block, "data.block", data.block, rule)
 
 
 def _check_network(model: models.Model) -> None:

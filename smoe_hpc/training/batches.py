@@ -5,17 +5,24 @@ Dimensions: B samples of a micro-batch of one rank.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from smoe_hpc.config import Recipe
-from smoe_hpc.errors import DataError
+from smoe_hpc.errors import DataError, RunError
 from smoe_hpc.io.loader import Loader, epoch_items
 from smoe_hpc.io.pipeline import Samples
 from smoe_hpc.training.processes import Processes
-from smoe_hpc.training.task import Task
+from smoe_hpc.training.task import Scores, Task
+
+MEND = (
+    "mend them or leave that time out of the split (`smoe-hpc data verify` lists all such values), and train under another "
+    "name"
+)
 
 
 def open_loader(samples: Any, recipe: Recipe, processes: Processes, dtype: torch.dtype) -> Loader:
@@ -81,8 +88,37 @@ def what_is_not_finite(samples: Any, recipe: Recipe, epoch: int, step_in_epoch: 
     if not isinstance(samples, Samples):
         return None
     first = step_in_epoch * recipe.training.batch
-    items = epoch_items(samples, recipe.training.seed, epoch)[first : first + recipe.training.batch]
+    return _not_finite(samples, epoch_items(samples, recipe.training.seed, epoch)[first : first + recipe.training.batch])
+
+
+def what_is_not_finite_in_split(samples: Any) -> str | None:
+    """Name a stored value of a whole split that is not finite; None if there is none, or nothing is stored."""
+    return _not_finite(samples, samples.all_items()) if isinstance(samples, Samples) else None
+
+
+def _not_finite(samples: Samples, items: np.ndarray) -> str | None:
     try:
         return samples.find_not_finite(items)
     except DataError as error:  # the data went bad in between: that says it too
         return str(error)
+
+
+def require_finite(scores: Scores, samples: Any, split: str) -> None:
+    """See that scores can be written down. Every rank has the same ones, so all of them raise or none.
+
+    Raises:
+        RunError: a score is not finite; it names the value in the split's data that is not, if there is one.
+    """
+    for region, values in scores.items():
+        for name, value in values.items():
+            if math.isfinite(value):
+                continue
+            what = f"{name} ({region}) on {split} is {value}"
+            found = what_is_not_finite_in_split(samples)
+            if found is not None:
+                raise RunError(f"{what}: the {split} data are at fault: {found}; {MEND}")
+            data = f"the {split} data are finite, so " if isinstance(samples, Samples) else ""
+            raise RunError(
+                f"{what}: {data}the model has diverged, or nothing was there to be scored; lower optimizer.lr or set "
+                "optimizer.clip, and train under another name"
+            )

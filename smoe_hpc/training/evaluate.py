@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from smoe_hpc.errors import CheckpointError
+from smoe_hpc.training.batches import require_finite
 from smoe_hpc.training.checkpoint import Checkpoints
 from smoe_hpc.training.engine import Engine
+from smoe_hpc.training.failures import shared_failures
 from smoe_hpc.training.processes import join
 from smoe_hpc.training.run_directory import RunDirectory
 from smoe_hpc.training.scoring import score
-from smoe_hpc.training.state import load_model
+from smoe_hpc.training.state import load_model, refuse_other_data
 from smoe_hpc.training.task import Scores, Task
 
 
@@ -26,7 +28,7 @@ def evaluate(run_dir: str | Path, split: str, *, task: Task) -> Scores:
         {region: {score: value}}.
 
     Raises:
-        RunError: the folder is not a run.
+        RunError: the folder is not a run, or is of other data; a score is not finite; another rank failed.
         CheckpointError: it has no checkpoint, or one of another model.
     """
     processes = join()
@@ -40,6 +42,11 @@ def evaluate(run_dir: str | Path, split: str, *, task: Task) -> Scores:
     if best is None:  # still training: the best so far, if it is not the newest
         best = saved.state["position"]["plateau"]["best_step"]
         saved = saved if best is None else checkpoints.at(best)
-    engine = Engine(task.build_model(), recipe, processes)
-    load_model(engine, saved, task)
-    return score(engine, task, split, recipe, processes)
+    of_run = saved
+    processes.together(lambda: refuse_other_data(task, run.path, of_run.identity))
+    with shared_failures(processes):
+        engine = Engine(task.build_model(), recipe, processes)
+        load_model(engine, saved, task)
+        scores = score(engine, task, split, recipe, processes)
+        require_finite(scores, task.samples(split), split)
+    return scores

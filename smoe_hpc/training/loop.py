@@ -19,7 +19,7 @@ from smoe_hpc.errors import RunError
 from smoe_hpc.io.loader import Batches
 from smoe_hpc.io.order import steps_per_epoch
 from smoe_hpc.layers import begin_step, end_step, hold_routing, routing_loss, routing_metrics
-from smoe_hpc.training.batches import Loaders, sample_positions, what_is_not_finite
+from smoe_hpc.training.batches import MEND, Loaders, sample_positions, what_is_not_finite, what_is_not_finite_in_split
 from smoe_hpc.training.checkpoint import Checkpoints
 from smoe_hpc.training.engine import Engine
 from smoe_hpc.training.metrics import Log, StepRecords
@@ -204,7 +204,9 @@ class Loop:
         scores = score(self._engine, self._task, selection.split, recipe, self._processes, self._loaders.of(selection.split))
         value = scores[selection.region][selection.score]
         if not math.isfinite(value):
-            raise RunError(f"{selection.score} on {selection.split} is {value} at step {position.step}: {self._remedy()}")
+            found = what_is_not_finite_in_split(self._task.samples(selection.split))
+            remedy = self._remedy(found, f"the {selection.split} data")
+            raise RunError(f"{selection.score} on {selection.split} is {value} at step {position.step}: {remedy}")
         before = position.plateau
         plateau = before.after(value, position.step, recipe.schedule, recipe.optimizer.lr, selection.mode)
         rates = self._engine.learning_rates()
@@ -267,14 +269,11 @@ class Loop:
         """Number within its epoch, from 0, of the step that was made as the ``step``th."""
         return step - 1 - epoch * self._epoch_steps
 
-    def _remedy(self, in_data: str | None = None) -> str:
+    def _remedy(self, in_data: str | None, which: str = "the data of its batch") -> str:
         kept = self._checkpoints.steps()
         last = f"checkpoint step_{kept[-1]} is from before" if kept else "nothing was saved"
         if in_data is not None:
-            return (
-                f"{last}; the data of its batch are at fault: {in_data}; mend them or leave that time out of the split "
-                "(`smoe-hpc data verify` lists all such values), and train under another name"
-            )
+            return f"{last}; {which} are at fault: {in_data}; {MEND}"
         return (
             f"{last}; lower optimizer.lr or set optimizer.clip, look for non-finite values in the data, "
             "and train under another name"

@@ -17,8 +17,10 @@ import torch
 from smoe_hpc.config import Recipe
 from smoe_hpc.errors import RunError
 from smoe_hpc.training import files
-from smoe_hpc.training.checkpoint import Checkpoints
+from smoe_hpc.training.batches import require_finite
+from smoe_hpc.training.checkpoint import Checkpoints, Saved
 from smoe_hpc.training.engine import Engine
+from smoe_hpc.training.failures import shared_failures
 from smoe_hpc.training.loop import Loop
 from smoe_hpc.training.memory import keep_freed_memory
 from smoe_hpc.training.metrics import Log
@@ -28,7 +30,7 @@ from smoe_hpc.training.progress import Watch
 from smoe_hpc.training.run_directory import RunDirectory
 from smoe_hpc.training.scoring import score
 from smoe_hpc.training.signals import Requests
-from smoe_hpc.training.state import data_identity, grid_in_words, load_everything, load_model, model_tensors, store_of
+from smoe_hpc.training.state import grid_in_words, load_everything, load_model, model_tensors, refuse_other_data
 from smoe_hpc.training.task import Scores, Task
 
 _log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def train(recipe: Recipe, task: Task, *, run_dir: str | Path, resume: bool = Tru
 
     Raises:
         RunError: the folder is in use, belongs to another recipe or to other data, or has been trained for longer than
-            the recipe asks; a loss is not finite.
+            the recipe asks; a loss or score is not finite; another rank failed.
         RunInterrupted: a signal asked to stop.
         CheckpointError: a checkpoint cannot be written, or those there are damaged or of another model.
         DataError: the data cannot be read.
@@ -76,7 +78,7 @@ def _scores_of_ended(recipe: Recipe, task: Task, run: RunDirectory) -> dict[str,
         return None
     position, identity = ended
     _refuse_beyond(recipe, run, position)
-    _refuse_other_data(task, run, identity)
+    refuse_other_data(task, run.path, identity)
     run.claim(recipe)
     return scores
 
@@ -97,17 +99,6 @@ def _refuse_beyond(recipe: Recipe, run: RunDirectory, position: Position) -> Non
     )
 
 
-def _refuse_other_data(task: Task, run: RunDirectory, identity: dict[str, str]) -> None:
-    """RunError if a split holds other data than the run has been trained on."""
-    for key, digest in data_identity(task).items():
-        if identity.get(key, digest) != digest:
-            split = key.removeprefix("data.")
-            raise RunError(
-                f"run directory {run.path} belongs to other {split} data than {store_of(task, split).path} holds now; put "
-                "its data back, or train under another --run-name"
-            )
-
-
 def _enter(held: contextlib.ExitStack, run: RunDirectory) -> None:
     held.enter_context(run.locked())
 
@@ -118,10 +109,25 @@ def _train(recipe: Recipe, task: Task, run: RunDirectory, processes: Processes, 
     position, sizes = resume_state(saved)
     processes.on_first(lambda: _refuse_beyond(recipe, run, position))
     if saved is not None:
-        processes.together(lambda: _refuse_other_data(task, run, saved.identity))
+        processes.together(lambda: refuse_other_data(task, run.path, saved.identity))
     processes.on_first(lambda: run.claim(recipe))
     processes.on_first(run.reopen)
     processes.on_first(checkpoints.clear_partial)
+    with shared_failures(processes):
+        return _train_from(saved, position, sizes, recipe, task, run, checkpoints, processes, progress)
+
+
+def _train_from(
+    saved: Saved | None,
+    position: Position,
+    sizes: dict[str, int],
+    recipe: Recipe,
+    task: Task,
+    run: RunDirectory,
+    checkpoints: Checkpoints,
+    processes: Processes,
+    progress: bool,
+) -> dict[str, Scores]:
     torch.manual_seed(recipe.training.seed)  # a model that draws from torch's generator starts alike on every rank
     engine = Engine(task.build_model(), recipe, processes)
     if saved is not None:
@@ -142,6 +148,8 @@ def _train(recipe: Recipe, task: Task, run: RunDirectory, processes: Processes, 
         watch.close()
     load_model(engine, checkpoints.at(best), task)
     scores = {split: score(engine, task, split, recipe, processes) for split in ("validation", "test")}
+    for split, of_split in scores.items():
+        require_finite(of_split, task.samples(split), split)
     processes.on_first(lambda: _write_results(recipe, task, run, engine, reason, loop, best, scores))
     return scores
 

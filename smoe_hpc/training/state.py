@@ -7,11 +7,13 @@ is kept once, under its first.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from smoe_hpc.errors import RunError
 from smoe_hpc.layers import load_routing_state, routing_state
 from smoe_hpc.training.checkpoint import Saved, check_fits, load
 from smoe_hpc.training.engine import Engine
@@ -72,6 +74,27 @@ def data_identity(task: Task) -> dict[str, str]:
     stores = {split: store_of(task, split) for split in SPLITS}
     digests = {id(store): store.digest() for store in {id(s): s for s in stores.values() if s is not None}.values()}
     return {f"data.{split}": digests[id(store)] for split, store in stores.items() if store is not None}
+
+
+def refuse_other_data(task: Task, run: Path, identity: dict[str, str]) -> None:
+    """See that the splits hold the data that a run has been trained on.
+
+    Args:
+        task: whose data.
+        run: the run's folder.
+        identity: what the run's checkpoints keep.
+
+    Raises:
+        RunError: a split holds other data.
+        DataError: data that is missing or damaged.
+    """
+    for key, digest in data_identity(task).items():
+        if identity.get(key, digest) != digest:
+            split = key.removeprefix("data.")
+            raise RunError(
+                f"run directory {run} belongs to other {split} data than {store_of(task, split).path} holds now; put "
+                "its data back, or train under another --run-name"
+            )
 
 
 def store_of(task: Task, split: str) -> Any:

@@ -50,7 +50,6 @@ TWO_MEANS = "model.routing_loss.error_scale=running_mean: with model.weighted=tr
         ("heat_smoe", ["data.gaps=refuse"], "set data.gaps=skip"),
         ("uk_t2m_smoe", ["data={lead: 1, leads: [6, 24]}"], "has no effect with task=regional"),
         ("weather_smoe_1p4deg", ["data.noise_ratio=2"], "data.noise_ratio=2.0: has no effect with task=weather"),
-        ("uk_t2m_smoe", ["data.block=8"], "has no effect with data.order=global; set data.block=32, or data.order=blocks"),
     ],
 )
 def test_settings_that_do_nothing(recipe: str, overrides: list[str], message: str):
@@ -74,6 +73,7 @@ def test_settings_that_do_nothing(recipe: str, overrides: list[str], message: st
         ("heat_smoe_coordconv_multi_gate", ["model.ghost_batch=8"]),
         ("heat_smoe", ["model={network: resnet, width: 1, blocks: 1}"]),
         ("uk_t2m_smoe", ["data={order: blocks, block: 8, gaps: refuse}", "loader={front: dali, workers: 4}"]),
+        ("weather_smoe_5p625deg", ["data.order=global"]),  # the recipe's block waits for data.order=blocks
     ],
 )
 def test_settings_that_do_something(recipe: str, overrides: list[str]):

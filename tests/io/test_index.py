@@ -49,7 +49,7 @@ def test_any_team_writes_the_same(folder, world):
 def test_a_folder_with_an_index_opens_what_it_lists_and_believes_its_digests(folder, monkeypatch):
     write_index(folder)
     digest = open_store(folder).digest()
-    (folder / "s_0.h5").write_bytes((folder / "s_1.h5").read_bytes())  # not listed: not read, and no duplicate hours
+    (folder / "s_4.h5.partial").write_text("what a crash left")
     assert len(open_store(folder)) == 12
     monkeypatch.setattr("smoe_hpc.io.store.digest_store", None)  # would fail if it were called
     assert open_store(folder).digest() == digest
@@ -67,6 +67,15 @@ def test_a_file_that_is_not_the_listed_one_is_named(folder, damage, message):
     damage(folder / "s_2.h5")
     with pytest.raises(DataError, match=message + r".*\(`smoe-hpc data verify .*data --index`\)"):
         open_store(folder)
+
+
+def test_a_file_that_is_not_listed_is_named(folder):
+    write_index(folder)
+    (folder / "s_4.h5").write_bytes((folder / "s_3.h5").read_bytes())
+    with pytest.raises(DataError, match=r"s_4\.h5 is not in .*index\.json; move it away, or .*data verify .* --index`"):
+        open_store(folder)
+    (folder / "s_4.h5").unlink()
+    assert len(open_store(folder)) == 12
 
 
 def test_a_file_rewritten_with_the_same_size_has_another_digest(folder):

@@ -157,5 +157,5 @@ def test_a_value_that_is_not_finite_is_found_and_named(make_store):
     samples = Samples(Store(path), Window((0,), 2), None, ["a"], ["b"])
     assert samples.find_not_finite([0, 1, 2, 4, 10]) is None
     found = samples.find_not_finite([3, 5])  # 5 + 2 = 7 is its target
-    assert found == f"{path} time 2019-03-01T07:00:00, channel b, latitude 2, longitude 3 holds nan"
-    assert "T09:00:00, channel a, latitude 0, longitude 0 holds inf" in str(samples.find_not_finite([9, 5]))
+    assert found == f"{path} time 2019-03-01T07:00:00, channel 'b': 1 value is not finite, at lat 2, lon 3"
+    assert "T09:00:00, channel 'a': 1 value is not finite, at lat 0, lon 0" in str(samples.find_not_finite([9, 5]))

@@ -111,6 +111,11 @@ def test_a_split_of_the_other_kind_and_an_empty_one_are_refused():
         sample_rows(runs, Window((0,), 5), Split("0:1"))
     with pytest.raises(DataError, match="no sample: 2 fields"):
         sample_rows(every_6_hours(0, 1), Window((0,), 5))
+    with pytest.raises(DataError, match=r"every 6 h, of which -3, 7 h .* are no multiples; give multiples"):
+        sample_rows(every_6_hours(0, 1, 2), Window((-3, 0), (6, 7)))
+    message = r"of 8 fields .* and of 2 days never holds a whole window, from 12 h before the start to 72 h after it; give"
+    with pytest.raises(DataError, match=message):
+        sample_rows(every_6_hours(*range(8)), Window((-12, 0), 72), Split("2016-12-31/2017-01-01"))
     with pytest.raises(DataError, match="strictly ascend"):
         sample_rows(every_6_hours(1, 0), Window((0,), 6))
     with pytest.raises(DataError, match="windows need time, or run and step"):

@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
@@ -91,7 +91,7 @@ def test_an_error_of_one_rank_is_everybodys(make_store):
         file["fields"][40, 1, 2, 3] = np.nan
     found = on_threads(3, lambda team: compute_statistics(Store(store.path), MARCH, team=team))
     assert len({str(error) for error in found}) == 1
-    message = r"store\.h5 time 2019-03-02T16:00:00, channel 'tp', lat 2, lon 3: the value is not finite; write the file again"
+    message = r"store\.h5 time 2019-03-02T16:00:00, channel 'tp': 1 value is not finite, at lat 2, lon 3; write the file again"
     with pytest.raises(DataError, match=message):
         raise found[0]
 
@@ -173,9 +173,28 @@ def test_a_damaged_cache_is_computed_anew(make_store, tmp_path):
     store, _ = make_store(count=50)
     first = statistics_of(store, MARCH)
     (kept,) = cached(tmp_path)
-    kept.write_text(kept.read_text()[:50])
-    assert statistics_of(store, MARCH) == first
+    whole = kept.read_text()
+    other = replace(first, split="2019-03-02/2019-03-02")
+    swapped = replace(first, channels=first.channels[::-1])
+    transformed = replace(first, transforms=("none", "log:1"))
+    for text in (whole[:50], whole.replace('"mean": ', '"mean": 1'), whole.replace('"sha256": "', '"sha256": "0'), other,
+                 swapped, transformed):  # fmt: skip
+        assert text != whole
+        text.save(kept) if isinstance(text, Statistics) else kept.write_text(text)
+        assert statistics_of(store, MARCH) == first
+        assert kept.read_text() == whole
     assert Statistics.load(kept) == first
+
+
+def test_statistics_that_were_edited_are_refused_by_name(make_store, tmp_path):
+    path = tmp_path / "s.json"
+    compute_statistics(make_store()[0], Split("2019-03-01/2019-03-01")).save(path)
+    path.write_text(path.read_text().replace('"count": ', '"count": 1'))
+    with pytest.raises(DataError, match=r"statistics .*s\.json cannot be used: they were changed since .*; remove the file"):
+        Statistics.load(path)
+    path.write_text(path.read_text().replace('"sha256"', '"sha"'))
+    with pytest.raises(DataError, match=r"s\.json does not hold statistics"):
+        Statistics.load(path)
 
 
 def test_large_data_without_statistics_are_refused_with_the_command(make_store, tmp_path, monkeypatch):

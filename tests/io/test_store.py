@@ -12,6 +12,7 @@ import pytest
 from smoe_hpc.errors import DataError
 from smoe_hpc.io import Encoding, Grid, Store, open_dataset
 from smoe_hpc.io.inspect import describe_store
+from smoe_hpc.io.verify import verify
 
 from .conftest import hourly
 
@@ -207,6 +208,19 @@ def test_inspect_tells_gaps_and_runs(make_store):
     assert told["samples"]["count"] == 12
     assert told["samples"]["time"]["step_hours"] == 1
     assert told["samples"]["time"]["first_gaps_end"] == ["2019-03-01T05:00:00"]
+    assert "off_step" not in told["samples"]["time"]
+    whole, _ = make_store(name="whole.h5")
+    assert describe_store(whole.path)["samples"]["time"]["gaps"] == 0
+    assert "first_gaps_end" not in describe_store(whole.path)["samples"]["time"]
+    late = hourly(12).astype("datetime64[s]")
+    late[7:] += np.timedelta64(20, "m")
+    off, _ = make_store(coords={"time": late}, name="off.h5")
+    message = "times are not on the step of 1 h: 2019-03-01T06:00:00 is followed by 2019-03-01T07:20:00"
+    assert describe_store(off.path)["samples"]["time"]["off_step"] == [message]
+    assert [str(gap) for gap in verify(off.path).gaps] == [message]
+    assert [str(gap) for gap in verify(store.path).gaps] == [
+        "gap: 1 sample is missing after 2019-03-01T03:00:00; the next is 2019-03-01T05:00:00"
+    ]
     assert told["channels"] == {"t2m": "K", "z500": "K"}
     assert told["storage"]["checksums"] is True
     assert told["attributes"] == {"sources": "made up"}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import h5py
@@ -13,9 +17,12 @@ from smoe_hpc.errors import RunError
 from smoe_hpc.io import Grid, Store, StoreWriter
 from smoe_hpc.io.pipeline import Samples
 from smoe_hpc.io.samples import Split, Window
-from smoe_hpc.training import train
+from smoe_hpc.launch.rendezvous import free_port
+from smoe_hpc.training import evaluate, train
+from smoe_hpc.training.batches import require_finite
 
 from . import toy
+from .conftest import environment
 
 DAYS = {"train": "2019-03-01/2019-03-03", "validation": "2019-03-04/2019-03-04", "test": "2019-03-05/2019-03-05"}
 
@@ -51,9 +58,79 @@ def test_a_value_that_is_not_finite_is_named_with_the_step_it_broke(store: Path,
     message = str(raised.value)
     assert f"at step {step} (epoch {0 if first else 1}): " in message
     time = np.datetime64("2019-03-01T00:00:00") + row * np.timedelta64(1, "h")
-    assert f"{store} time {time}, channel heat, latitude 4, longitude 2 holds inf; mend them or leave that time" in message
+    assert f"{store} time {time}, channel 'heat': 1 value is not finite, at lat 4, lon 2; mend them or leave" in message
     assert "data verify" in message
     assert "\n" not in message
+
+
+def spoil(store: Path, row: int) -> str:
+    """Put a NaN into a row; its place in words."""
+    with h5py.File(store, "r+") as file:
+        file["fields"][row, 0, 4, 2] = np.nan
+    time = np.datetime64("2019-03-01T00:00:00") + row * np.timedelta64(1, "h")
+    return f"{store} time {time}, channel 'heat': 1 value is not finite, at lat 4, lon 2"
+
+
+def test_a_value_that_is_not_finite_in_a_scored_split_is_named(store: Path, tmp_path: Path) -> None:
+    train(toy.recipe(training__max_steps=6), StoredTask(store), run_dir=tmp_path / "whole", progress=False)
+    where = spoil(store, 110)
+    with pytest.raises(RunError) as raised:
+        train(toy.recipe(training__max_steps=6), StoredTask(store), run_dir=tmp_path / "run", progress=False)
+    assert str(raised.value).startswith(f"loss (all) on test is nan: the test data are at fault: {where}; mend them")
+    assert not (tmp_path / "run" / "scores.json").exists()
+    with pytest.raises(RunError, match=r"loss \(all\) on test is nan: the test data are at fault"):
+        evaluate(tmp_path / "run", "test", task=StoredTask(store))
+    with pytest.raises(RunError, match=r"belongs to other train data than .*store.h5 holds now; put its data back"):
+        evaluate(tmp_path / "whole", "validation", task=StoredTask(store))
+    where = spoil(store, 80)
+    with pytest.raises(RunError) as raised:
+        train(toy.recipe(), StoredTask(store), run_dir=tmp_path / "other", progress=False)
+    message = str(raised.value)
+    assert message.startswith("loss on validation is nan at step 5: checkpoint step_4 is from before; the validation data")
+    assert f"at fault: {where}; mend them or leave that time out" in message
+    assert "optimizer" not in message
+
+
+def test_scores_of_a_model_that_diverged_are_refused(store: Path) -> None:
+    samples = StoredTask(store).samples("test")
+    require_finite({"all": {"loss": 1.0}}, samples, "test")
+    with pytest.raises(RunError, match=r"rmse \(r1\) on test is inf: the test data are finite, so the model has diverged"):
+        require_finite({"all": {"rmse": 1.0}, "r1": {"rmse": float("inf")}}, samples, "test")
+    with pytest.raises(RunError, match=r"rmse \(all\) on test is nan: the model has diverged"):
+        require_finite({"all": {"rmse": float("nan")}}, toy.ToyTask().samples("test"), "test")
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_ranks_failure_ends_the_others_with_its_message(store: Path, tmp_path: Path, failing: int) -> None:
+    damaged = tmp_path / "damaged.h5"
+    shutil.copy(store, damaged)
+    with h5py.File(damaged) as file:
+        places = [file["fields"].id.get_chunk_info_by_coord((row, 0, 0, 0)).byte_offset for row in range(30, 40)]
+    content = bytearray(damaged.read_bytes())
+    for place in places:
+        content[place] ^= 1
+    damaged.write_bytes(content)
+    started = [sys.executable, "-m", "tests.training.one_fails", tmp_path / "run", store, damaged, failing]
+    address = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    began = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            list(map(str, started)),
+            env={**environment(), **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    assert time.monotonic() - began < 60
+    own = said[failing].splitlines()[-1]
+    assert "damaged.h5" in own
+    assert own.startswith("error: ")
+    assert said[1 - failing].splitlines()[-1] == f"error: rank {failing} failed: {own.removeprefix('error: ')}"
+    assert "Traceback" not in "".join(said)
+    assert "gloo" not in "".join(said)
 
 
 @pytest.mark.parametrize("changes", [{"loader__workers": 3, "loader__prefetch": 4}, {"loader__verify": "all"}])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,15 @@ def test_a_run_directory_in_use_is_refused(tmp_path: Path) -> None:
     process.wait()
     with RunDirectory(tmp_path).locked():
         pass
+
+
+def test_who_merely_looks_at_a_lock_keeps_no_run_from_starting(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        leaves = threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN))
+        leaves.start()
+        with RunDirectory(tmp_path).locked():
+            leaves.join()
 
 
 def test_what_is_not_a_run_has_no_scores(tmp_path: Path) -> None:
