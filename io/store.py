@@ -14,8 +14,10 @@ Dimensions: T samples of the store, n samples read, C channels read, H latitude 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -52,6 +54,7 @@ class Store(FieldReader):
         self.verify = check_verify(verify)
         self._descriptor: int | None = None
         self._hdf5: tuple[int, h5py.File] | None = None
+        self._opening = threading.Lock()  # of two threads that open at once, one would leave its file open for ever
         self._digest: str | None = None
         with layout.open_hdf5(self.path) as file:
             self.stamp = _stamp(self.path)
@@ -176,21 +179,25 @@ class Store(FieldReader):
         )
 
     def _open_hdf5(self) -> h5py.File:
-        if self._hdf5 is None or self._hdf5[0] != os.getpid():  # a handle must not cross a fork
-            self._require_unchanged()
-            file = layout.open_hdf5(self.path)
-            require_filters(self.path, file[layout.FIELDS])
-            self._hdf5 = os.getpid(), file
-        return self._hdf5[1]
+        with self._opening:
+            if self._hdf5 is None or self._hdf5[0] != os.getpid():  # a handle must not cross a fork
+                self._require_unchanged()
+                file = layout.open_hdf5(self.path)
+                require_filters(self.path, file[layout.FIELDS])
+                self._hdf5 = os.getpid(), file
+            return self._hdf5[1]
 
     def _open_descriptor(self) -> int:
-        if self._descriptor is None:
-            try:
-                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise DataError(f"{self.path} cannot be opened any more: {error.strerror}") from error
-            self._require_unchanged()
-        return self._descriptor
+        if (descriptor := self._descriptor) is not None:
+            return descriptor
+        with self._opening:
+            if self._descriptor is None:
+                try:
+                    self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise DataError(f"{self.path} cannot be opened any more: {error.strerror}") from error
+                self._require_unchanged()
+            return self._descriptor
 
     def _require_unchanged(self) -> None:
         try:
@@ -216,7 +223,10 @@ class Store(FieldReader):
             os.close(self._descriptor)  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_descriptor": None, "_hdf5": None}
+        return {**self.__dict__, "_descriptor": None, "_hdf5": None, "_opening": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _opening=threading.Lock())
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

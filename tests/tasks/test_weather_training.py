@@ -133,7 +133,7 @@ def test_bf16_with_sharded_optimiser_state_learns_alike(two: Path, store: Path, 
     train(recipe, make_task(recipe), run_dir=tmp_path / "run", progress=False)
     torch.testing.assert_close(curve(two / "bf16")[:4], curve(tmp_path / "run")[:4], rtol=5e-2, atol=0.0)
     weights = load_file(two / "bf16" / "weights.safetensors")
-    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert {tensor.dtype for name, tensor in weights.items() if not name.endswith("renewals")} == {torch.float32}
 
 
 def test_it_learns(one: Path):
