@@ -13,8 +13,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from smoe_hpc.errors import DataError
 from smoe_hpc.io.fields import FieldReader
+from smoe_hpc.io.samples import Split
 
+SMALL_BYTES = 4 << 30  # more than this is not gone over in passing, by every process of a training for itself
 _VARIABLE = "SMOE_CACHE"
 
 
@@ -37,6 +40,29 @@ def cache_file(store: FieldReader, kind: str, key_parts: Sequence[object], suffi
     if beside.exists() or (not with_user.exists() and _can_write(store.folder / kind)):
         return beside
     return with_user
+
+
+def refuse_large(store: FieldReader, split: Split, num_channels: int, what: str) -> None:
+    """Raise where a result that is not cached would take going over much data.
+
+    Args:
+        store: the data.
+        split: the fields to go over.
+        num_channels: how many channels of them.
+        what: the result, as in "statistics".
+
+    Raises:
+        DataError: more than ``SMALL_BYTES``; it names the command that prepares the data.
+    """
+    height, width = store.grid.shape
+    fields = int(split.mask(store.coords).sum())
+    size = fields * num_channels * height * width * store.encoding.stored_type.itemsize
+    if size > SMALL_BYTES:
+        raise DataError(
+            f"{what} of {size / 2**30:,.1f} GiB of {store.path} (split {split.text!r}) are not computed yet; "
+            f"run `smoe-hpc data statistics RECIPE data.store={store.path}` first (srun or mpirun share the work; "
+            "the Slurm scripts do it)"
+        )
 
 
 def _users_folder() -> Path:

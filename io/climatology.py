@@ -23,7 +23,7 @@ import numpy as np
 from smoe_hpc.errors import DataError
 from smoe_hpc.io import transforms
 from smoe_hpc.io.atomic import write_bytes
-from smoe_hpc.io.cache import cache_file
+from smoe_hpc.io.cache import cache_file, refuse_large
 from smoe_hpc.io.team import SOLO, Team, share
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 WEEKS = 52
 _SLAB_BYTES = 32 << 20
-_SMALL_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +100,8 @@ def climatology_of(
     if all(team.gather(cached is not None)):
         assert cached is not None
         return cached
-    height, width = store.grid.shape
-    size = int(split.mask(store.coords).sum()) * len(names) * height * width * store.encoding.stored_type.itemsize
-    if compute == "small" and size > _SMALL_BYTES:
-        raise DataError(
-            f"the climatology of {size / 2**30:,.1f} GiB of {store.path} (split {split.text!r}) is not computed yet; "
-            f"run `smoe-hpc data statistics RECIPE data.store={store.path}` first (srun or mpirun share the work; "
-            "the Slurm scripts do it)"
-        )
+    if compute == "small":
+        refuse_large(store, split, len(names), "climatological means")
     found = compute_climatology(store, split, names, team)
     if team.rank == 0:
         try:

@@ -24,7 +24,7 @@ import numpy as np
 from smoe_hpc.errors import DataError
 from smoe_hpc.io import layout
 from smoe_hpc.io.atomic import write_text
-from smoe_hpc.io.cache import cache_file
+from smoe_hpc.io.cache import cache_file, refuse_large
 from smoe_hpc.io.finite import find_not_finite
 from smoe_hpc.io.moments import Moments
 from smoe_hpc.io.team import SOLO, Team, share
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _SLAB_BYTES = 32 << 20
 _PIECES = 256  # that the fields are cut into, at most; a rank takes whole pieces
-_SMALL_BYTES = 4 << 30
 
 Progress = Callable[[int, int], None]
 
@@ -182,14 +181,8 @@ def statistics_of(
     if all(team.gather(cached is not None)):  # or else everybody computes, since that is collective
         assert cached is not None
         return cached
-    height, width = store.grid.shape
-    size = int(split.mask(store.coords).sum()) * len(places) * height * width * store.encoding.stored_type.itemsize
-    if compute == "small" and size > _SMALL_BYTES:
-        raise DataError(
-            f"statistics of {size / 2**30:,.1f} GiB of {store.path} (split {split.text!r}) are not computed yet; "
-            f"run `smoe-hpc data statistics RECIPE data.store={store.path}` first (srun or mpirun share the work; "
-            "the Slurm scripts do it)"
-        )
+    if compute == "small":
+        refuse_large(store, split, len(places), "statistics")
     found = compute_statistics(store, split, names, team, progress)
     if team.rank == 0:
         try:

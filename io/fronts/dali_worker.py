@@ -110,7 +110,7 @@ class Source:
                 state = READ
             except SmoeError as error:
                 state, rest = REFUSED, _as_numbers(str(error))
-            except Exception:
+            except Exception:  # the training process raises it: here it would only end in a log of DALI's
                 state, rest = BROKEN, _as_numbers(traceback.format_exc())
         return np.concatenate([np.array([state, self._schedule.number, batch], dtype=np.int64), rest]), frames, targets
 

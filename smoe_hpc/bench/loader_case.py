@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -184,16 +185,21 @@ def _bytes_read(table: FrameTable, items: np.ndarray) -> int:
 
 
 def _raw_reads(table: FrameTable, items: np.ndarray, workers: int) -> Iterator[None]:
-    """The same bytes of the same files in the same order, by bare reads of as many threads into two batches' memory that is
-    used in turn: the fastest that a reader of whole batches can be. Offsets are asked of HDF5, not of the store.
+    """The same bytes of the same files in the same order, by bare reads of as many threads, two batches ahead, into three
+    batches' memory in turn: the fastest that a reader of whole batches can be. Offsets are asked of HDF5, not of the store.
     """
     field = table.store.grid.shape[0] * table.store.grid.shape[1] * table.store.encoding.stored_type.itemsize
     offsets, descriptors = _offsets(table)
-    ring = [np.ones(max(_bytes_read(table, part) for part in items), dtype=np.uint8) for _ in range(2)]
+    ring = [np.ones(max(_bytes_read(table, part) for part in items), dtype=np.uint8) for _ in range(3)]
+    ahead: deque[list[Future[None]]] = deque()
 
     def read(share: list[tuple[int, int, int, int]], memory: np.ndarray) -> None:
         for file, offset, position, size in share:
             os.preadv(descriptors[file], (memory[position : position + size],), offset)
+
+    def wait_for(reads: list[Future[None]]) -> None:
+        for one in reads:
+            one.result()
 
     with ThreadPoolExecutor(workers) as pool:
         for number, part in enumerate(items):
@@ -204,8 +210,13 @@ def _raw_reads(table: FrameTable, items: np.ndarray, workers: int) -> Iterator[N
                     reads.append((file, offset + place * field, position, count * field))
                     position += count * field
             shares = [reads[worker::workers] for worker in range(workers)]
-            list(pool.map(read, shares, [ring[number % 2]] * workers))
-            yield None
+            ahead.append([pool.submit(read, share, ring[number % 3]) for share in shares])
+            if len(ahead) == 3:  # the next batch takes the memory of the oldest
+                wait_for(ahead.popleft())
+                yield
+        while ahead:
+            wait_for(ahead.popleft())
+            yield
 
 
 def _runs(places: list[int]) -> list[tuple[int, int]]:

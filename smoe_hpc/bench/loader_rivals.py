@@ -8,6 +8,7 @@ Dimensions: C channels, H latitude rows, W longitude columns.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 
-class _PerSample(Dataset[tuple[Tensor, Tensor]]):
+class _PerSample(Dataset[tuple[Tensor, Tensor]], ABC):
     """One sample at a time; files are opened at first use, which happens in the worker.
 
     Args:
@@ -46,17 +47,17 @@ class _PerSample(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.target_rows)
 
+    @abstractmethod
     def open(self) -> Any:
         """The library's view of the fields, [time, channel, lat, lon]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Fields of some rows, all channels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def target(self, row: int) -> np.ndarray:
         """Target channels of a row."""
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if self.source is None:

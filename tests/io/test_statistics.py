@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.io import Encoding, Store, open_store, statistics
+from smoe_hpc.io import Encoding, Store, cache, open_store, statistics
 from smoe_hpc.io.cache import cache_file
 from smoe_hpc.io.moments import Moments
 from smoe_hpc.io.samples import Split
@@ -198,7 +198,7 @@ def test_statistics_that_were_edited_are_refused_by_name(make_store, tmp_path):
 
 
 def test_large_data_without_statistics_are_refused_with_the_command(make_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(statistics, "_SMALL_BYTES", 1000)
+    monkeypatch.setattr(cache, "SMALL_BYTES", 1000)
     store, _ = make_store(count=50)
     with pytest.raises(
         DataError, match=r"are not computed yet; run `smoe-hpc data statistics RECIPE data\.store=.*store\.h5` first \(srun or"

@@ -255,7 +255,7 @@ def test_what_is_prepared_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_large_data_are_prepared_first(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("smoe_hpc.io.climatology._SMALL_BYTES", 1000)
+    monkeypatch.setattr("smoe_hpc.io.cache.SMALL_BYTES", 1000)
     with pytest.raises(DataError, match=r"run `smoe-hpc data statistics RECIPE data\.store="):
         climatology_of(open_store(path), Split("2015-12-21/2015-12-30"), TARGETS)
 
