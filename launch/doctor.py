@@ -207,8 +207,9 @@ def _compiler() -> Finding:
     wanted = os.environ.get("CXX") or "g++"
     version = _first_line(wanted, "--version")
     if version is None:
-        return Finding("C++ compiler", "problem", f"{wanted} does not run", "compiles kernels; install g++ or set CXX")
-    return Finding("C++ compiler", "used", f"{wanted}: {version}", "compiles kernels at their first use")
+        remedy = "install g++ or set CXX"
+        return Finding("C++ compiler", "problem", f"{wanted} does not run", f"slow kernels of plain torch serve; {remedy}")
+    return Finding("C++ compiler", "used", f"{wanted}: {version}", "compiles the CPU kernels at their first use, in seconds")
 
 
 def _ninja() -> Finding:
@@ -216,8 +217,8 @@ def _ninja() -> Finding:
         "ninja", "--version"
     )
     if version is None:
-        return Finding("ninja", "problem", "does not run", "compiles kernels; pip install ninja")
-    return Finding("ninja", "used", version, "compiles kernels at their first use")
+        return Finding("ninja", "absent", "does not run", "only DeepSpeed's own operations need it; pip install ninja")
+    return Finding("ninja", "present", version, "for DeepSpeed's own operations; our kernels need none")
 
 
 def _nvcc() -> Finding:
@@ -225,12 +226,12 @@ def _nvcc() -> Finding:
     lines = _lines(str(Path(home, "bin", "nvcc")) if home else "nvcc", "--version")
     release = next((line for line in lines or () if "release" in line), None)
     if release is None:
-        return Finding("nvcc", "absent", "no CUDA compiler", "the plain torch form of the kernels is used")
+        return Finding("nvcc", "absent", "no CUDA compiler", "kernels of plain torch serve, unless compiled ahead")
     import torch
 
     version = _match(r"release ([\d.]+)", release)
     if not torch.cuda.is_available():
-        return Finding("nvcc", "present", f"CUDA {version}", "compiles CUDA kernels, which nothing runs here")
+        return Finding("nvcc", "present", f"CUDA {version}", "compiles CUDA kernels ahead: smoe-hpc kernels build")
     same = version.split(".")[0] == (torch.version.cuda or "").split(".")[0]
     if not same:
         remedy = "another major version than torch's build: set CUDA_HOME to a matching one"

@@ -1,15 +1,16 @@
 """The command ``smoe-hpc``: each verb is a thin call into the package, which is imported only when the verb runs.
 
-Verbs stand in `runs.py` (train, evaluate, report, compare), `data.py` (data ...), `bench.py` (bench ...), `jobs.py` (submit,
-status) and `machine.py` (recipes, doctor, quickstart). What they share stands in `output.py`: who prints, tables, JSON
-files, how an error ends the command; and in `teamwork.py`: how the processes of a data verb work and stop together.
+Verbs stand in `runs.py` (train, evaluate, report, compare), `data.py` (data ...), `bench.py` (bench ...), `kernels.py`
+(kernels ...), `jobs.py` (submit, status) and `machine.py` (recipes, doctor, quickstart). What they share stands in
+`output.py`: who prints, tables, JSON files, how an error ends the command; and in `teamwork.py`: how the processes of a data
+verb work and stop together.
 """
 
 from __future__ import annotations
 
 import typer
 
-from smoe_hpc.cli import bench, data, jobs, machine, runs
+from smoe_hpc.cli import bench, data, jobs, kernels, machine, runs
 from smoe_hpc.cli.output import Commands
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command()(jobs.status)
 app.command()(machine.recipes)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
+app.add_typer(kernels.app, name="kernels")
 app.command()(machine.doctor)
 
 

@@ -1,0 +1,61 @@
+"""Verbs for the compiled kernels: ``smoe-hpc kernels ...``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from smoe_hpc.cli.output import JsonFile, say, write_json
+from smoe_hpc.errors import ConfigError
+
+app = typer.Typer(help="Compile the kernels ahead.", no_args_is_help=True)
+
+
+@app.callback()
+def _kernels() -> None:
+    """Compile the kernels ahead."""
+
+
+@app.command()
+def build(
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Compute capabilities of the GPUs, such as 80,90; those here, or 80,90 where there is none."),
+    ] = None,
+    cpu: Annotated[bool | None, typer.Option("--cpu/--no-cpu", help="The CPU's; by default where g++ is there.")] = None,
+    cuda: Annotated[bool | None, typer.Option("--cuda/--no-cuda", help="CUDA's; by default where nvcc is there.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Compile now what training would compile at its first step; works on a login node without a GPU.
+
+    The libraries lie in $SMOE_CACHE/kernels (~/.cache/smoe-hpc/kernels), which the compute nodes must see. The CPU's
+    serves processors of the same make as this one; others compile their own at first use.
+    """
+    from smoe_hpc.kernels import build as kernels
+
+    capabilities = _capabilities(arch)
+    built: dict[str, str] = {}
+    if cpu or (cpu is None and kernels.find_cxx() is not None):
+        built["cpu"] = str(kernels.build_cpu())
+        say(f"CPU kernels: {built['cpu']}")
+    elif cpu is None:
+        say("CPU kernels: not built, no C++ compiler runs (g++, c++, $CXX)")
+    if cuda or (cuda is None and kernels.find_nvcc() is not None):
+        built["cuda"] = str(kernels.build_cuda(capabilities))
+        say(f"CUDA kernels for {', '.join(map(str, capabilities))}: {built['cuda']}")
+    elif cuda is None:
+        say("CUDA kernels: not built, no nvcc runs ($CUDA_HOME/bin, PATH)")
+    write_json(json_file, built)
+
+
+def _capabilities(arch: str | None) -> list[int]:
+    if arch is None:
+        import torch
+
+        here = {torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count())}
+        return sorted(10 * major + minor for major, minor in here) or [80, 90]
+    try:
+        return [int(word) for word in arch.split(",")]
+    except ValueError:
+        raise ConfigError(f"--arch {arch}: give compute capabilities as whole numbers, such as 80,90") from None

@@ -1,0 +1,295 @@
+"""The operations ``smoe_hpc::expert_conv2d`` and its backward as torch knows them, and which form runs them.
+
+Registered are the kernels of CPU and CUDA, shapes for tracing, gradients of any order and autocast, so that torch.compile
+and export see one operation. Without tracing, an autograd.Function calls the same kernels directly: what torch wraps
+around a registered operation takes 0.1 ms a call, more than the kernel itself for a small layer.
+
+Dimensions: B batch, C input channels, H latitude rows, W longitude columns, N experts, K selected, F filters per expert,
+k kernel size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from smoe_hpc.errors import ConfigError
+from smoe_hpc.kernels import cpu, torch_forms
+from smoe_hpc.kernels.padding import check_padding
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_library = torch.library.Library("smoe_hpc", "FRAGMENT")
+_library.define(
+    "expert_conv2d(Tensor x, Tensor weight, Tensor indices, str padding, Tensor[] plan) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_library.define(
+    "expert_conv2d_backward(Tensor g, Tensor x, Tensor weight, Tensor indices, str padding, Tensor[] plan, bool needs_x, "
+    "bool needs_weight) -> (Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def expert_conv2d(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]) -> Tensor:
+    """[B, K F, H, W]; see :func:`smoe_hpc.kernels.expert_conv2d`. Weights in float32 may go with a 16-bit input."""
+    if _traced(x, weight):
+        return torch.ops.smoe_hpc.expert_conv2d.default(x, weight, indices, padding, list(plan))
+    return _ExpertConv.apply(x, weight, indices, padding, plan)
+
+
+def autocast(x: Tensor, weight: Tensor, device: str) -> tuple[Tensor, Tensor]:
+    """Input and weight as autocast has them on this device: float64 is left alone, float32 weights are rounded later."""
+    if torch.float64 in (x.dtype, weight.dtype):
+        return x, weight
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), weight if weight.dtype == torch.float32 else weight.to(dtype)
+
+
+def _traced(x: Tensor, weight: Tensor) -> bool:
+    """Whether somebody looks on (compiler, tensor subclass, mode) who is to see one operation."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, Parameter)
+        or type(weight) not in (Tensor, Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+class _ExpertConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, indices, *plan)
+        ctx.padding = padding
+        return _forward(x, weight, indices, padding, plan)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, indices, *plan = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled() or _traced(grads[0], weight):
+            return _differentiable_backward(grads[0], x, weight, indices, ctx.padding, plan, needs_x, needs_weight)
+        dx, dw = _backward(grads[0], x, weight, indices, ctx.padding, plan, needs_x, needs_weight)
+        return dx, dw, None, None, None
+
+
+# -- kernels ---------------------------------------------------------------------------------------------------------------
+
+
+def _forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]) -> Tensor:
+    _check(x, weight, indices, padding)
+    if x.is_cuda:
+        convolution = _cuda(x)
+        if convolution is not None:
+            return _laid_out(convolution.forward(x, weight, indices, padding, plan), x)
+    elif cpu.serves(x):
+        y = _empty_output(x, weight, indices)
+        cpu.forward(x, weight, indices, padding, y)
+        return y
+    _check_range(indices, weight.shape[0])
+    return _laid_out(torch_forms.forward(x, weight, indices, padding), x)
+
+
+def _backward(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    padding: str,
+    plan: Sequence[Tensor],
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    if g.dtype != x.dtype:
+        g = g.to(x.dtype)
+    if x.is_cuda:
+        convolution = _cuda(x)
+        if convolution is not None:
+            dx = dw = None
+            if needs_x:
+                dx = _laid_out(convolution.input_grad(g, weight, indices, padding, plan, x.shape), x)
+            if needs_weight:
+                dw = convolution.weight_grad(g, x, indices, padding, plan, weight.shape, weight.dtype)
+            return dx, dw
+    elif cpu.serves(x):
+        dx = torch.empty(x.shape, dtype=x.dtype, memory_format=_memory_format(x)) if needs_x else None
+        dw = torch.empty(weight.shape, dtype=weight.dtype) if needs_weight else None
+        cpu.backward(g, x, weight, indices, padding, dx, dw)
+        return dx, dw
+    dx, dw = torch_forms.backward(g, x, weight, indices, padding, needs_x, needs_weight)
+    return None if dx is None else _laid_out(dx, x), None if dw is None else dw.contiguous()
+
+
+def _cuda(x: Tensor) -> ModuleType | None:
+    """The compiled kernels of this GPU; None where there are none."""
+    from smoe_hpc.kernels.cuda import library
+
+    if not library.available(x.get_device()):
+        return None
+    from smoe_hpc.kernels.cuda import convolution
+
+    return convolution
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """How outputs of this input lie in memory: channels last on a GPU, on a CPU as the input."""
+    if x.device.type == "cuda":
+        return torch.channels_last
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _laid_out(result: Tensor, x: Tensor) -> Tensor:
+    return result.contiguous(memory_format=_memory_format(x))
+
+
+def _empty_output(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    shape = (x.shape[0], indices.shape[-3] * weight.shape[1], x.shape[2], x.shape[3])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
+
+
+# -- what cannot be --------------------------------------------------------------------------------------------------------
+
+
+def _check(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> None:
+    if x.dim() != 4 or weight.dim() != 5 or indices.dim() not in (3, 4):
+        raise ConfigError(
+            f"input {list(x.shape)}, weight {list(weight.shape)}, indices {list(indices.shape)}: give [B, C, H, W], "
+            "[N, F, C, k, k] and [K, H, W] or [B, K, H, W]"
+        )
+    batch, channels, height, width = x.shape
+    num_experts, _, weight_channels, size, other_size = weight.shape
+    check_padding(padding, (height, width), size)
+    if weight_channels != channels or other_size != size:
+        raise ConfigError(f"weight {list(weight.shape)} does not fit an input of {channels} channels: [N, F, {channels}, k, k]")
+    if indices.shape[-2:] != x.shape[-2:] or (indices.dim() == 4 and indices.shape[0] not in (1, batch)):
+        raise ConfigError(
+            f"indices {list(indices.shape)} do not fit input {list(x.shape)}: give [K, {height}, {width}], or one choice "
+            f"for each sample, [{batch}, K, {height}, {width}]"
+        )
+    if indices.shape[-3] > num_experts:
+        raise ConfigError(f"{indices.shape[-3]} experts a pixel selected of {num_experts}: select at most all of them")
+    if indices.dtype != torch.int64:
+        raise ConfigError(f"indices are {indices.dtype}; give torch.int64")
+    if x.dtype not in _DTYPES or (weight.dtype != x.dtype and (weight.dtype, x.itemsize) != (torch.float32, 2)):
+        raise ConfigError(f"input is {x.dtype}, weights are {weight.dtype}; convert one of them, or use torch.autocast")
+    if not x.device == weight.device == indices.device:
+        raise ConfigError(
+            f"input is on {x.device}, weights on {weight.device}, indices on {indices.device}; move them to one device"
+        )
+
+
+def _check_range(indices: Tensor, num_experts: int) -> None:
+    """Refuse experts that there are not; on a CPU alone, since reading a GPU's tensor would wait for it."""
+    if indices.is_cpu and indices.numel():
+        low, high = (int(bound) for bound in indices.aminmax())
+        if low < 0 or high >= num_experts:
+            raise ConfigError(cpu.range_message(low, high, num_experts))
+
+
+# -- registration ----------------------------------------------------------------------------------------------------------
+
+
+def _registered_backward(*args: Any) -> tuple[Tensor, Tensor]:
+    dx, dw = _backward(*args)
+    x, weight = args[1], args[2]
+    return x.new_empty(0) if dx is None else dx, weight.new_empty(0) if dw is None else dw
+
+
+def _fake_forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]) -> Tensor:
+    _check(x, weight, indices, padding)
+    return _empty_output(x, weight, indices)
+
+
+def _fake_backward(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    padding: str,
+    plan: Sequence[Tensor],
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x)) if needs_x else x.new_empty(0)
+    return dx, weight.new_empty(weight.shape if needs_weight else 0)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weight, indices, padding, plan = inputs
+    ctx.save_for_backward(x, weight, indices, *plan)
+    ctx.padding = padding
+
+
+def _gradient(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    x, weight, indices, *plan = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:2]
+    dx, dw, *_ = _differentiable_backward(g, x, weight, indices, ctx.padding, plan, *needed)
+    return dx, dw, None, None, [None] * len(plan)
+
+
+def _differentiable_backward(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    padding: str,
+    plan: Sequence[Tensor],
+    needs_x: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, ...]:
+    dx, dw = torch.ops.smoe_hpc.expert_conv2d_backward.default(
+        g, x, weight, indices, padding, list(plan), needs_x, needs_weight
+    )
+    return dx if needs_x else None, dw if needs_weight else None, None, None, None
+
+
+def _keep_backward_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    g, x, weight, indices, padding, plan, needs_x, needs_weight = inputs
+    ctx.save_for_backward(g, x, weight, indices, *plan)
+    ctx.padding, ctx.needs_x, ctx.needs_weight = padding, needs_x, needs_weight
+    ctx.set_materialize_grads(False)
+
+
+def _second_gradient(ctx: Any, to_dx: Tensor | None, to_dw: Tensor | None) -> tuple[Any, ...]:
+    """Both gradients are bilinear, so their gradients are the same operations with other arguments."""
+    g, x, weight, indices, *plan = ctx.saved_tensors
+    conv, back = torch.ops.smoe_hpc.expert_conv2d.default, torch.ops.smoe_hpc.expert_conv2d_backward.default
+    rest = (indices, ctx.padding, plan)
+    to_g = to_x = to_weight = None
+    if ctx.needs_x and to_dx is not None:
+        to_g = conv(to_dx, weight, *rest)
+        to_weight = back(g, to_dx, weight, *rest, False, True)[1]
+    if ctx.needs_weight and to_dw is not None:
+        more = conv(x, to_dw, *rest)
+        to_g = more if to_g is None else to_g + more
+        to_x = back(g, x, to_dw, *rest, True, False)[0]
+    return to_g, to_x, to_weight, None, None, [None] * len(plan), None, None
+
+
+def _autocast_kernel(device: str, key: torch._C.DispatchKey) -> Callable[..., Tensor]:
+    def kernel(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]) -> Tensor:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            x, weight = autocast(x, weight, device)
+            return torch.ops.smoe_hpc.expert_conv2d.default(x, weight, indices, padding, plan)
+
+    return kernel
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("expert_conv2d", _forward, _device)
+    _library.impl("expert_conv2d_backward", _registered_backward, _device)
+    _key = getattr(torch._C.DispatchKey, f"Autocast{_device}")
+    _library.impl("expert_conv2d", _autocast_kernel(_device.lower(), _key), f"Autocast{_device}")
+torch.library.register_fake("smoe_hpc::expert_conv2d", _fake_forward, lib=_library)
+torch.library.register_fake("smoe_hpc::expert_conv2d_backward", _fake_backward, lib=_library)
+torch.library.register_autograd("smoe_hpc::expert_conv2d", _gradient, setup_context=_keep_inputs, lib=_library)
+torch.library.register_autograd(
+    "smoe_hpc::expert_conv2d_backward", _second_gradient, setup_context=_keep_backward_inputs, lib=_library
+)

@@ -1,0 +1,142 @@
+"""The expert convolution and its gradients in plain torch: what serves where no compiled kernel does.
+
+Dimensions: B batch, C input channels, H latitude rows, W longitude columns, N experts, K selected, F filters per expert,
+k kernel size.
+
+Two forms give the same result. *Dense*: all N F filters everywhere, then a gather; cost N / K times the useful work, in
+one well-tuned library call. *Per pixel*: each tap of the filter is a map [K F, H, W] of gathered weights, multiplied with
+the shifted input; only useful work, but one pass over the output for each of the C k k taps, so for few channels on a CPU
+alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smoe_hpc.kernels.padding import pad
+
+_FEW_TAPS = 64  # C K F up to which the per-pixel form is the faster one on a CPU
+
+
+def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> Tensor:
+    """[B, K F, H, W] of x [B, C, H, W], weight [N, F, C, k, k] and indices [K, H, W] or [B, K, H, W]."""
+    padded, weight = pad(x, weight.shape[-1], padding), weight.to(x.dtype)
+    if _per_pixel_is_faster(x.shape, weight, indices):
+        return _per_pixel(padded, weight, indices)
+    weight, indices = _with_none(weight, indices)
+    every = F.conv2d(padded, weight.flatten(0, 1)).unflatten(1, weight.shape[:2])
+    return every.gather(1, _chosen(indices, weight.shape[1], x.shape[0])).flatten(1, 2)
+
+
+def backward(
+    g: Tensor, x: Tensor, weight: Tensor, indices: Tensor, padding: str, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients to x and weight, where they are needed, from g [B, K F, H, W]."""
+    size = weight.shape[-1]
+    padded, cast = pad(x, size, padding), weight.to(x.dtype)
+    if _per_pixel_is_faster(x.shape, weight, indices):
+        grad_padded, grad_weight = _per_pixel_backward(g, padded, cast, indices, needs_x, needs_weight)
+    else:
+        cast, indices = _with_none(cast, indices)
+        every = g.new_zeros(x.shape[0], *cast.shape[:2], *x.shape[2:])
+        every.scatter_add_(1, _chosen(indices, weight.shape[1], x.shape[0]), g.unflatten(1, (-1, weight.shape[1])))
+        grad_padded, grad_weight, _ = torch.ops.aten.convolution_backward(
+            every.flatten(1, 2), padded, cast.flatten(0, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+            [needs_x, needs_weight, False],
+        )  # fmt: skip
+    return (
+        fold(grad_padded, size, padding) if needs_x else None,
+        grad_weight.view(cast.shape)[: len(weight)].to(weight.dtype) if needs_weight else None,
+    )
+
+
+def fold(padded: Tensor, kernel_size: int, padding: str) -> Tensor:
+    """The adjoint of :func:`smoe_hpc.kernels.padding.pad`: [B, C, H + 2r, W + 2r] to [B, C, H, W], edges added back."""
+    r = kernel_size // 2
+    if r == 0:
+        return padded
+    height, width = padded.shape[-2] - 2 * r, padded.shape[-1] - 2 * r
+    if padding == "zeros":
+        return padded[..., r : r + height, r : r + width]
+    if padded.itemsize == 2:  # what meets at an edge is added up before it is rounded again
+        return fold(padded.float(), kernel_size, padding).to(padded.dtype)
+    rows = padded if padding == "sphere" else padded[..., r : r + height, :]
+    inner = rows[..., r : r + width].clone()
+    inner[..., :r] += rows[..., r + width :]
+    inner[..., -r:] += rows[..., :r]
+    if padding == "sphere":
+        south, north = (edge.flip(-2).roll(width // 2, -1) for edge in (inner[..., :r, :], inner[..., -r:, :]))
+        inner = inner[..., r : r + height, :].clone()
+        inner[..., :r, :] += south
+        inner[..., -r:, :] += north
+    return inner
+
+
+def _with_none(weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """On a GPU, one more expert that gives zero, for indices out of range: to look for them would wait for the device, and
+    to use them would end the process.
+    """
+    if not indices.is_cuda:
+        return weight, indices
+    none = len(weight)
+    indices = torch.where((indices < 0) | (indices >= none), none, indices)
+    return torch.cat([weight, weight.new_zeros(1, *weight.shape[1:])]), indices
+
+
+def _chosen(indices: Tensor, filters: int, batch: int) -> Tensor:
+    """[B, K, F, H, W]: the expert of every output."""
+    return indices.expand(batch, -1, -1, -1).unsqueeze(2).expand(-1, -1, filters, -1, -1)
+
+
+def _per_pixel_is_faster(shape: torch.Size, weight: Tensor, indices: Tensor) -> bool:
+    selected = indices.shape[-3]
+    few = shape[1] * selected * weight.shape[1] <= _FEW_TAPS
+    return few and indices.dim() == 3 and weight.device.type == "cpu" and weight.shape[0] > selected
+
+
+def _per_pixel(padded: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
+    taps = _tap_weights(weight, indices)  # [C k k, K F, H, W]
+    shifted = _shifted(padded, weight.shape[-1])
+    output = shifted[0] * taps[0]
+    for tap, seen in zip(taps[1:], shifted[1:], strict=True):
+        output.addcmul_(seen, tap)
+    return output
+
+
+def _per_pixel_backward(
+    g: Tensor, padded: Tensor, weight: Tensor, indices: Tensor, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor, Tensor]:
+    size = weight.shape[-1]
+    grad_padded, grad_weight = torch.zeros_like(padded) if needs_x else padded, weight
+    if needs_x:
+        places = _shifted(grad_padded, size)
+        for tap, place in zip(_tap_weights(weight, indices), places, strict=True):
+            place += (g * tap).sum(1, keepdim=True)
+    if needs_weight:
+        num_experts, filters, channels = weight.shape[:3]
+        per_pixel = torch.stack([torch.linalg.vecdot(g, shifted, dim=0) for shifted in _shifted(padded, size)], dim=-1)
+        per_pixel = per_pixel.unflatten(0, (-1, filters)).movedim(1, -2)  # [K, H, W, F, C k k]
+        summed = per_pixel.new_zeros(num_experts, filters * channels * size * size)
+        summed.index_add_(0, indices.flatten(), per_pixel.reshape(-1, summed.shape[1]))
+        grad_weight = summed
+    return grad_padded, grad_weight
+
+
+def _tap_weights(weight: Tensor, indices: Tensor) -> Tensor:
+    """[C k k, K F, H, W]: for every tap of the filters, the weight each pixel's selected experts give it."""
+    taps = weight.flatten(2).permute(2, 1, 0)  # [C k k, F, N]
+    everywhere = indices.flatten().expand(*taps.shape[:2], -1)
+    return taps.gather(2, everywhere).unflatten(2, indices.shape).movedim(1, 2).flatten(1, 2)
+
+
+def _shifted(padded: Tensor, size: int) -> list[Tensor]:
+    """Views [B, 1, H, W] of the input as each tap sees it, in the order of :func:`_tap_weights`."""
+    height, width = padded.shape[-2] - size + 1, padded.shape[-1] - size + 1
+    return [
+        padded[:, channel : channel + 1, row : row + height, column : column + width]
+        for channel in range(padded.shape[1])
+        for row in range(size)
+        for column in range(size)
+    ]

@@ -1,0 +1,237 @@
+"""Compiling the kernels: once among many processes, nothing half-made, and plain torch where it cannot be done."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from smoe_hpc.errors import ConfigError, RunError
+from smoe_hpc.kernels import build
+from smoe_hpc.kernels.once import make_once
+
+ROOT = Path(__file__).resolve().parents[2]
+MAKER = """
+import sys, time
+from pathlib import Path
+from smoe_hpc.errors import RunError
+from smoe_hpc.kernels.once import make_once
+path, seconds, works = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "works"
+def make(work, file):
+    file.write_text("half")
+    time.sleep(seconds)
+    if not works:
+        raise RunError("the compiler's last words")
+    file.write_text("whole")
+try:
+    print(make_once(path, make, lambda: print("made", flush=True)).read_text())
+except RunError as error:
+    print(error)
+"""
+CONVOLVE = """
+import torch
+from smoe_hpc.kernels import expert_conv2d
+x = torch.arange(30.0).view(1, 1, 5, 6)
+print(expert_conv2d(x, torch.ones(2, 1, 1, 3, 3), torch.zeros(1, 5, 6, dtype=torch.int64)).sum().item())
+"""
+
+
+def start(code: str, *args: object, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def output(code: str, *args: object, **environment: str) -> tuple[str, str]:
+    process = start(code, *args, **environment)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
+
+
+@pytest.fixture
+def compiler() -> build.Compiler:
+    found = build.find_cxx()
+    if found is None:
+        pytest.skip("needs a C++ compiler")
+    return found
+
+
+# -- one makes, the others wait --------------------------------------------------------------------------------------------
+
+
+def test_processes_that_come_at_once_make_it_once(tmp_path: Path):
+    makers = [start(MAKER, tmp_path / "folder" / "file.so", 1, "works") for _ in range(6)]
+    said = [maker.communicate(timeout=300)[0].split() for maker in makers]
+    assert sorted(said) == [["made", "whole"]] + 5 * [["whole"]]
+
+
+def test_those_who_wait_learn_that_it_failed(tmp_path: Path):
+    makers = [start(MAKER, tmp_path / "file.so", 1, "fails") for _ in range(4)]
+    said = [maker.communicate(timeout=300)[0].splitlines() for maker in makers]
+    assert all(lines[-1] == "the compiler's last words" for lines in said)
+    assert sum(lines[0] == "made" for lines in said) < 4  # somebody waited
+    assert not (tmp_path / "file.so").exists()
+    assert output(MAKER, tmp_path / "file.so", 0, "works")[0].split() == ["made", "whole"]  # a later process tries again
+
+
+def test_one_that_is_killed_leaves_no_file_and_no_lock(tmp_path: Path):
+    path = tmp_path / "file.so"
+    killed = start(MAKER, path, 60, "works")
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "made\n"
+    waiting = start(MAKER, path, 0, "works")
+    time.sleep(0.5)
+    assert waiting.poll() is None
+    assert not path.exists()
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert waiting.communicate(timeout=300)[0].split() == ["made", "whole"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path):
+    (tmp_path / "folder").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="folder"):
+        make_once(tmp_path / "folder" / "file.so", lambda work, file: None, lambda: None)
+
+
+# -- the CPU's library -----------------------------------------------------------------------------------------------------
+
+
+def test_it_is_compiled_once_and_says_so(compiler: build.Compiler, tmp_path: Path):
+    first, said = output(CONVOLVE, SMOE_CACHE=str(tmp_path))
+    assert said.count("smoe-hpc: compiling kernels for this processor") == 1
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()].count(".so") == 1
+    second, quiet = output(CONVOLVE, SMOE_CACHE=str(tmp_path))
+    assert "compiling" not in quiet
+    assert first == second
+
+
+def test_without_a_compiler_torch_serves_with_one_warning(tmp_path: Path):
+    expected, silent = output(CONVOLVE, SMOE_KERNELS="torch")
+    assert silent == ""
+    found, said = output(CONVOLVE, SMOE_CACHE=str(tmp_path), CXX=str(tmp_path / "missing"))
+    assert found == expected
+    assert said.count("no C++ compiler runs") == 1
+    assert "SMOE_KERNELS=torch" in said
+
+
+def test_a_compiler_that_fails_is_quoted_and_torch_serves(compiler: build.Compiler, tmp_path: Path):
+    script = tmp_path / "bad-compiler"
+    script.write_text('#!/bin/sh\n[ "$1" = --version ] && echo bad 1.0 && exit 0\necho "no such instruction" >&2\nexit 1\n')
+    script.chmod(0o755)
+    found, said = output(CONVOLVE, SMOE_CACHE=str(tmp_path / "cache"), CXX=str(script))
+    assert found == output(CONVOLVE, SMOE_KERNELS="torch")[0]
+    assert "no such instruction" in said
+    assert said.count("UserWarning") == 1
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_a_library_made_elsewhere_serves_where_there_is_no_compiler(
+    compiler: build.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SMOE_CACHE", str(tmp_path))
+    made = build.build_cpu()
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    assert build.build_cpu() == made
+    _, said = output(CONVOLVE, SMOE_CACHE=str(tmp_path), CXX=str(tmp_path / "missing"))
+    assert said == ""
+
+
+def test_another_processor_another_torch_or_another_source_is_another_library(monkeypatch: pytest.MonkeyPatch):
+    here = build._cpu_folder()
+    assert build._cpu_folder() == here
+    for name, value in (
+        ("_processor", lambda: ["model: another"]),
+        ("_texts", lambda room: [("entry.cpp", b"another")]),
+        ("_CPU_FLAGS", ("-O1",)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(build, name, value)
+            assert build._cpu_folder() != here
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    assert build._cpu_folder() != here
+
+
+def test_the_switch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SMOE_KERNELS", raising=False)
+    assert build.native()
+    monkeypatch.setenv("SMOE_KERNELS", "torch")
+    assert not build.native()
+    monkeypatch.setenv("SMOE_KERNELS", "cuda")
+    with pytest.raises(ConfigError, match="native or torch"):
+        build.native()
+
+
+# -- CUDA's library --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "serves"),
+    [
+        ("c-80-90", {80, 86, 89, 90}),
+        ("c-86", {86, 89}),
+        ("c-90", {90}),
+        ("c-100", {100, 120}),
+        ("c-80-100", {80, 86, 89, 100, 120}),
+    ],
+)
+def test_which_gpus_a_library_serves(name: str, serves: set[int]):
+    gpus = {80, 86, 89, 90, 100, 120}
+    assert {gpu for gpu in gpus if build._serves(Path(f"{name}.so"), gpu)} == serves
+
+
+@pytest.mark.skipif(build.find_nvcc() is None, reason="needs nvcc")
+def test_cuda_code_for_each_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sources = tmp_path / "csrc" / "cuda"
+    sources.mkdir(parents=True)
+    shutil.copy(build.SOURCES / "cuda" / "status.cu", sources)
+    kernel = 'static __global__ void k() {{ {} }}\nextern "C" int smoe_{}() {{ k<<<1, 1>>>(); return cudaGetLastError(); }}\n'
+    (sources / "any.cu").write_text(kernel.format("", "any"))
+    (sources / "some_hopper.cu").write_text(kernel.format('asm volatile("wgmma.fence.sync.aligned;");', "some"))
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
+    monkeypatch.setenv("SMOE_CACHE", str(tmp_path / "cache"))
+
+    def entries(library: Path) -> set[str]:
+        return {name for name in ("smoe_any", "smoe_some", "smoe_error_string") if name.encode() in library.read_bytes()}
+
+    both = build.build_cuda([80, 90])
+    assert entries(both) == {"smoe_any", "smoe_some", "smoe_error_string"}
+    assert build.build_cuda([90]) == build.build_cuda([86]) == both  # it serves these too
+    later = build.build_cuda([120])
+    assert later != both
+    assert entries(later) == {"smoe_any", "smoe_error_string"}
+    assert build.build_cuda([100]) == later
+    (sources / "any.cu").write_text("not C++")
+    with pytest.raises(RunError, match=r"any\.cu"):
+        build.build_cuda([90])
+    with pytest.raises(ConfigError, match=r"80 \(8\.0\) or more"):
+        build.build_cuda([75])
+
+
+def test_the_verb_builds_and_says_where(compiler: build.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from typer.testing import CliRunner
+
+    from smoe_hpc.cli import app
+
+    monkeypatch.setenv("SMOE_CACHE", str(tmp_path))
+    done = CliRunner().invoke(app, ["kernels", "build", "--no-cuda"])
+    assert done.exit_code == 0, done.output
+    (library,) = tmp_path.rglob("*.so")
+    assert str(library) in done.output.replace("\n", "")
+    refused = CliRunner().invoke(app, ["kernels", "build", "--no-cpu", "--cuda", "--arch", "new"])
+    assert refused.exit_code == 2
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    monkeypatch.setenv("SMOE_CACHE", str(tmp_path / "empty"))
+    assert CliRunner().invoke(app, ["kernels", "build", "--no-cuda"]).exit_code == 0  # nothing to build it with, and said
+    assert CliRunner().invoke(app, ["kernels", "build", "--cpu", "--no-cuda"]).exit_code == 2
