@@ -5,12 +5,17 @@ Dimensions: B batch, N experts, K selected, H latitude rows, W longitude columns
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from smoe_hpc.errors import ConfigError
+from smoe_hpc.kernels import planning
+from smoe_hpc.kernels.cuda import library
+from smoe_hpc.kernels.cuda.selection import can_select
+from smoe_hpc.kernels.plan import to_index
 
 EXPERT_ORDERS = ("rank", "id")
 _FEW_EXPERTS = 16
@@ -24,10 +29,13 @@ class Routing:
         indices: [K, H, W], or [B, K, H, W] where each sample has its own; int64 numbers of experts, all different at a
             pixel. Output channel k of a pixel is its k-th entry.
         num_experts: N.
+        index: the same as [1, H W, K] or [B, H W, K] int32, as a GPU's kernels take it; made when needed.
     """
 
     indices: Tensor
     num_experts: int
+    index: Tensor | None = field(default=None, repr=False, compare=False)
+    _plans: dict[tuple[object, ...], list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def selected(self) -> int:
@@ -38,6 +46,29 @@ class Routing:
     def per_sample(self) -> bool:
         """Whether each sample of the batch has its own choice."""
         return self.indices.dim() == 4
+
+    def plan(self, dtype: torch.dtype, batch: int, weight_shape: Sequence[int], padding: str) -> list[Tensor]:
+        """Tensors of this choice's plan for a layer, for :func:`smoe_hpc.kernels.expert_conv2d`; kept for the next time.
+
+        Layers of one gate and equal kernel size share it. Empty where no kernel uses one: on a CPU, or for a layer so small
+        that the dense form is faster.
+
+        Args:
+            dtype: in which the layer computes.
+            batch: B.
+            weight_shape: N, F, C, k, k.
+            padding: of the layer.
+        """
+        indices = self.indices
+        if not (indices.is_cuda and planning.suits_tiles(dtype, batch, weight_shape, indices.shape)):
+            return []
+        key = (batch, weight_shape[-1], padding)
+        if key not in self._plans and library.available(indices.device):
+            index = self.index if self.index is not None else to_index(indices)
+            grid = (int(indices.shape[-2]), int(indices.shape[-1]))
+            with torch.no_grad():
+                self._plans[key] = planning.plan_tensors(index, self.num_experts, grid, batch, weight_shape[-1], padding)
+        return self._plans.get(key, [])
 
     def load(self) -> Tensor:
         """Share of all selections that each expert gets: [N], float32, sums to 1."""
@@ -78,6 +109,13 @@ def _best(values: Tensor) -> Tensor:
     return number
 
 
+def _selects_compiled(values: Tensor, selected: int, expert_order: str) -> bool:
+    """Whether a GPU's kernel makes this choice."""
+    if not values.is_cuda or values.dtype == torch.float64 or not library.available(values.device):
+        return False
+    return bool(values.numel()) and can_select(values.shape[-3], selected, expert_order)
+
+
 def select_experts(values: Tensor, selected: int, expert_order: str = "rank") -> Routing:
     """The ``selected`` experts of highest value at every pixel; a tie goes to the expert of the lower number.
 
@@ -98,6 +136,9 @@ def select_experts(values: Tensor, selected: int, expert_order: str = "rank") ->
     if num_experts > 1 << 20:
         raise ConfigError(f"num_experts={num_experts}: at most {1 << 20} experts can be told apart in a selection")
     with torch.no_grad():
+        if _selects_compiled(values, selected, expert_order):
+            indices, index = planning.select(values, selected, expert_order)
+            return Routing(indices, num_experts, index)
         if selected == 1:
             return Routing(_best(values), num_experts)
         if values.dtype == torch.float64:

@@ -18,7 +18,8 @@ The labels enter only through their sum over the batch, so counts [K, H, W] carr
 
     dRC/dvalue[e,p] = (B sigmoid(value) - sum_b label) / (B N P)
 
-needs nothing of size B x N x P unless the gate's own values have it.
+needs nothing of size B x N x P unless the gate's own values have it. The two halves, up to the counts and from them on, are
+operators of :mod:`smoe_hpc.kernels.signal_ops`.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from smoe_hpc.kernels.quantile import row_quantiles
+from smoe_hpc.kernels.signal_ops import gate_gradient, signal_counts
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,10 @@ class SignalMetrics:
     wants_errors: bool = False
     awaiting: int = 0
 
-    def add_errors(self, errors: Tensor) -> None:
-        """Add errors [B, K, H, W]."""
-        total = errors.sum((0, 1))
+    def add_errors(self, total: Tensor, count: int) -> None:
+        """Add a sum [H, W] of ``count`` errors at each pixel."""
         self.error_sum = total if self.error_sum is None else self.error_sum + total
-        self.error_count += errors.shape[0] * errors.shape[1]
+        self.error_count += count
 
     def take_errors(self) -> tuple[Tensor | None, int]:
         """The sum and count so far, which start again from nothing."""
@@ -92,6 +92,8 @@ def _everything(counts: Tensor, indices: Tensor, batch: int) -> tuple[Tensor, Te
     return counts, indices, batch
 
 
+# Backward writes what it saw into an object of Python's, which a compiled graph cannot: torch.compile breaks off here.
+@torch.compiler.disable
 def route_signal(
     y: Tensor,
     values: Tensor | None,
@@ -138,96 +140,37 @@ class _RouteSignal(torch.autograd.Function):
         return y.view_as(y), torch.zeros((), dtype=scalar_dtype, device=y.device)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, scale = grads
         values, indices, before_weighting, error_divisor = ctx.saved_tensors
-        ctx.metrics.awaiting = max(ctx.metrics.awaiting - 1, 0)
+        rules, metrics = ctx.rules, ctx.metrics
+        metrics.awaiting = max(metrics.awaiting - 1, 0)
         nothing = (None,) * 6
         if grad is None:
             return None, None, None, *nothing
-        rules, metrics = ctx.rules, ctx.metrics
-        if scale is None:
-            scale = grad.new_ones((), dtype=torch.float64 if grad.dtype == torch.float64 else torch.float32)
-        to_error = (grad.numel() / 2) / scale
-        own_errors = _errors(grad, ctx.filters) * to_error
+        learns = rules.quantile is not None and values is not None
+        damps = rules.damping_quantile is not None
+        if not (learns or damps or metrics.wants_errors):
+            return grad, None, None, *nothing
+        counts, damped, error_sum = signal_counts(
+            grad,
+            scale,
+            before_weighting if learns else None,
+            error_divisor,
+            ctx.filters,
+            rules.quantile if learns else None,
+            rules.tolerance,
+            rules.damping_quantile,
+            rules.damping_tolerance,
+            rules.damping_factor,
+            learns and (indices.dim() == 4 or values.dim() == 4),
+            metrics.wants_errors,
+        )
         if metrics.wants_errors:
-            metrics.add_errors(own_errors)
+            metrics.add_errors(error_sum, grad.shape[0] * grad.shape[1] // ctx.filters)
         grad_values = None
-        threshold = None
-        if rules.quantile is not None and values is not None:
-            errors = own_errors
-            if before_weighting is not None:
-                errors = _errors(grad * before_weighting, ctx.filters) * to_error
-            correct, threshold = _correct(errors, error_divisor, rules.quantile, rules.tolerance)
-            counts = correct.to(values.dtype)
-            counts = counts if indices.dim() == 4 or values.dim() == 4 else counts.sum(0)
-            here = ctx.collect(counts, indices, grad.shape[0])
-            grad_values, metrics.routing_loss = _classify(values, *here)
-            grad_values = grad_values * (scale.to(values.dtype) * rules.gate_share)
-        if rules.damping_quantile is not None:
-            same = threshold is not None and before_weighting is None and rules.damping_quantile == rules.quantile
-            grad = _damp(grad, own_errors, error_divisor, rules, ctx.filters, threshold if same else None)
-        return grad, grad_values, None, *nothing
-
-
-def _errors(grad: Tensor, filters: int) -> Tensor:
-    """[B, K, H, W]: mean over an expert's F filters of |grad|, in float32 or float64."""
-    size = grad.abs() if grad.dtype == torch.float64 else grad.float().abs()
-    return size if filters == 1 else size.unflatten(1, (-1, filters)).mean(2)
-
-
-def _scaled(errors: Tensor, divisor: Tensor | None) -> Tensor:
-    return errors if divisor is None else errors / divisor.to(errors.dtype)
-
-
-def _correct(errors: Tensor, divisor: Tensor | None, quantile: float, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Which selections are correct, [B, K, H, W] of 0 and 1, and each sample's quantile, [B]."""
-    errors = _scaled(errors, divisor)
-    threshold = row_quantiles(errors.flatten(1), quantile)
-    return errors.clone().le_((threshold + tolerance)[:, None, None, None]), threshold
-
-
-def _damp(
-    grad: Tensor, errors: Tensor, divisor: Tensor | None, rules: SignalRules, filters: int, threshold: Tensor | None
-) -> Tensor:
-    """The gradient, wrong selections multiplied by the factor: a product, so that inf and NaN survive a factor of 0."""
-    assert rules.damping_quantile is not None
-    errors = _scaled(errors, divisor)
-    if threshold is None:
-        threshold = row_quantiles(errors.flatten(1), rules.damping_quantile)
-    # Arithmetic on 0 and 1 in place of a torch.where, which takes a CPU ten times as long.
-    wrong = errors.clone().gt_((threshold + rules.damping_tolerance)[:, None, None, None]).to(grad.dtype)
-    factor = torch.add(1.0 - wrong, wrong, alpha=rules.damping_factor)
-    return grad * (factor if filters == 1 else factor.repeat_interleave(filters, 1))
-
-
-def _classify(values: Tensor, counts: Tensor, indices: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Gradient of the routing loss to the gate's values, and its value (0-d).
-
-    ``counts`` are correct selections, summed over the batch where ``values`` have no batch dimension. Where only the
-    values have one, each sample has its own labels (B = 1 for every row).
-    """
-    experts_dim = values.dim() - 3
-    num_experts, selected = values.shape[experts_dim], indices.shape[-3]
-    if values.dim() == 4:
-        indices, of_each = indices.expand(batch, -1, -1, -1), 1
-    else:
-        of_each = batch
-    if counts.dim() > values.dim():  # samples have their own choice, the values are shared: add up their labels
-        wrong = (selected - counts.sum(1)).sum(0)
-        own = torch.zeros_like(values)
-        chosen = torch.zeros_like(values)
-        wrong_here = torch.zeros_like(values)
-        for sample_counts, sample_indices in zip(counts, indices, strict=True):
-            own.scatter_add_(0, sample_indices, sample_counts)
-            sample_wrong = (selected - sample_counts.sum(0, keepdim=True)).expand_as(sample_counts)
-            wrong_here.scatter_add_(0, sample_indices, sample_wrong)
-            chosen.scatter_add_(0, sample_indices, torch.ones_like(sample_counts))
-        labels = own + (wrong - wrong_here) / (num_experts - selected)
-    else:
-        wrong = (selected * of_each - counts.sum(experts_dim, keepdim=True)) / (num_experts - selected)
-        labels = wrong.expand_as(values).scatter(experts_dim, indices, counts)
-    pixels = batch * num_experts * values.shape[-2] * values.shape[-1]
-    grad = (of_each * values.sigmoid() - labels) / pixels
-    loss = (of_each * F.softplus(values) - labels * values).sum() / pixels
-    return grad, loss
+        if learns:
+            counts, indices, batch = ctx.collect(counts.to(values.dtype), indices, grad.shape[0])
+            grad_values, metrics.routing_loss = gate_gradient(values, counts, indices, scale, batch, rules.gate_share)
+        return damped if damps else grad, grad_values, None, *nothing

@@ -159,7 +159,9 @@ class SpatialMoE2d(GridLayer):
         self.check_input(x)
         values, auxiliary = self.gate(x)
         routing = self.gate.routing(values, self.expert_order)
-        y = expert_conv2d(x, self.weight, routing.indices, padding=self.padding)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        plan = routing.plan(dtype, x.shape[0], self.weight.shape, self.padding)
+        y = expert_conv2d(x, self.weight, routing.indices, padding=self.padding, plan=plan)
         unweighted = y
         if self.weighted:
             chosen = values.gather(-3, routing.indices)
@@ -169,6 +171,8 @@ class SpatialMoE2d(GridLayer):
             y = self._with_signal(y, values, routing, unweighted.detach() if self.weighted else None, auxiliary)
         return y
 
+    # Backward leaves its marks on this object, which a compiled graph cannot: torch.compile breaks off here, once a layer.
+    @torch.compiler.disable
     def _with_signal(
         self, y: Tensor, values: Tensor, routing: Routing, before_weighting: Tensor | None, auxiliary: Tensor | None
     ) -> Tensor:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smoe_hpc.kernels import SignalMetrics, SignalRules, reference, route_signal
+from smoe_hpc.layers import Damping, RoutingLoss, SpatialMoE2d, end_step, routing_loss, routing_metrics
 
 B, N, K, H, W = 3, 5, 2, 4, 6
 KINDS = ["shared", "per_sample", "shared_values_own_choice"]
@@ -110,3 +111,74 @@ def test_counts_may_be_collected_elsewhere():
     _, whole = backward(y, values, indices, g, SignalRules(0.4))
     _, west_half = backward(y, half, indices, g, SignalRules(0.4), collect=west)
     torch.testing.assert_close(west_half / 2, whole[..., : W // 2])
+
+
+# -- the operators ---------------------------------------------------------------------------------------------------------
+
+COUNTS, GATE = torch.ops.smoe_hpc.signal_counts.default, torch.ops.smoe_hpc.gate_gradient.default
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("filters", [1, 4])
+@pytest.mark.parametrize("each", [False, True])
+def test_the_halves_are_operators_whose_shapes_are_known(channels_last: bool, filters: int, each: bool):
+    g = a_case(9, filters)[3].float()
+    g = g.to(memory_format=torch.channels_last) if channels_last else g
+    divisor = torch.rand(H, W) + 0.1
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(
+        COUNTS, (g, torch.tensor(2.0), g * 3, divisor, filters, 0.4, 0.0, 0.6, 0.0, 0.1, each, True), test_utils=checks
+    )
+    torch.library.opcheck(COUNTS, (g, None, None, None, filters, None, 0.0, None, 0.0, 0.1, each, False), test_utils=checks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gate_gradient_is_an_operator_whose_shapes_are_known(kind: str):
+    _, values, indices, g = a_case(10, 1, kind)
+    counts = (g > 0).double()
+    counts = counts.sum(0) if kind == "shared" else counts
+    args = (values.detach(), counts, indices, torch.tensor(2.0), B, 0.5)
+    torch.library.opcheck(GATE, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_indices_may_be_int32_and_lie_pixel_by_pixel():
+    _, values, indices, g = a_case(11)
+    counts = (g > 0).double().sum(0)
+    other = indices.int().permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for ours, expected in zip(
+        GATE(values.detach(), counts, other, None, B, 1.0), GATE(values.detach(), counts, indices, None, B, 1.0), strict=True
+    ):
+        assert torch.equal(ours, expected)
+
+
+def test_a_second_derivative_is_refused():
+    y, values, indices, g = a_case(12)
+    y.requires_grad_()
+    out, _ = route_signal(y, values, indices, SignalRules(0.4, damping_quantile=0.4))
+    (grad,) = torch.autograd.grad((out**2 * g).sum(), y, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("error_scale", ["none", "running_mean"])
+def test_a_compiled_model_learns_as_it_does_uncompiled(error_scale: str):
+    def train(compiled: bool) -> tuple[list[Tensor], Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        loss = RoutingLoss(error_scale=error_scale)
+        layers = [SpatialMoE2d(c, N, 4, (H, W), routing_loss=loss, damping=Damping(0.1), generator=generator) for c in (3, 4)]
+        model = nn.Sequential(layers[0], nn.Tanh(), layers[1]).double()
+        network = torch.compile(model, backend="aot_eager") if compiled else model
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        x = torch.randn(B, 3, H, W, dtype=torch.float64, generator=generator)
+        for step in range(3):
+            optimizer.zero_grad()
+            (network(x).square().mean() + routing_loss(model)).backward()
+            optimizer.step()
+            end_step(model, step)
+        return [p.detach() for p in model.parameters()], routing_metrics(model)["routing_loss"]
+
+    torch.compiler.reset()
+    (ours, our_loss), (expected, expected_loss) = train(True), train(False)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(our_loss, expected_loss, rtol=1e-10, atol=0)

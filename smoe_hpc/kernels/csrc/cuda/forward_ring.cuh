@@ -1,0 +1,112 @@
+// Where the forward kernel keeps things in shared memory, and who waits for whom.
+//
+// One warpgroup loads, two multiply. Weights go through a ring of *stages*, each as long as the work at hand needs; what is
+// multiplied with them comes from two *patches* (a tile of the input and its halo, 64 channels). After the last product of
+// a block of columns one more stage is reserved, into which the two warpgroups put their results one after the other:
+// that keeps them apart, so that one multiplies while the other stores.
+#pragma once
+#include "hopper.cuh"
+
+namespace smoe::forward {
+
+constexpr int SLOTS = 8;           // stages that can be under way
+constexpr int MULTIPLIERS = 256;  // threads of the first two warpgroups
+constexpr int LOADERS = 128;      // threads of the third
+constexpr int THREADS = MULTIPLIERS + LOADERS;
+constexpr int WIDEST = 256;     // columns of a block
+constexpr int MOST_PIXELS = 256;  // of a patch
+constexpr uint32_t OUTSIDE = ~0u;
+constexpr int FIXED_BYTES = 4096, SHARED_BYTES = 227 * 1024;
+
+// What lies in the first FIXED_BYTES of shared memory.
+struct Fixed {
+  uint64_t full[SLOTS], empty[SLOTS], patch_full[2], patch_empty[2], turn[2];
+  // Where rows begin, in pieces of 16 bytes: of the patch being loaded, in a sample of x (or OUTSIDE); of the block of columns
+  // being loaded, in the weights: [row % 16][row / 16], free of bank conflicts.
+  uint32_t patch_pixels[MOST_PIXELS];
+  alignas(16) uint32_t weight_rows[16][WIDEST / 16 + 4];
+};
+static_assert(sizeof(Fixed) <= FIXED_BYTES);
+
+// Places of successive stages; both sides count alike.
+struct Ring {
+  uint32_t start, bytes, offset = 0, number = 0;
+  __device__ uint32_t next(uint32_t length) {  // address of the next stage
+    uint32_t at = offset + length > bytes ? 0 : offset;
+    offset = at + length;
+    number++;
+    return start + at;
+  }
+  __device__ uint32_t slot() const { return number % SLOTS; }
+  __device__ uint32_t parity() const { return number / SLOTS & 1; }
+};
+
+// Copies become visible to the matrix unit by a fence of the thread that made them, once they are complete: the loaders do
+// that a few stages later, or when there is nothing else to do. (The multipliers could, too, but would wait at every stage.)
+struct Unfinished {
+  uint32_t older = 0, newer = 0;  // barriers of stages whose copies are under way
+  int count = 0;
+
+  __device__ __forceinline__ void add(uint32_t full) {  // after the copies
+    commit_copies();
+    if (count == 2) {
+      wait_copies<2>();
+      finish();
+    }
+    (count == 0 ? older : newer) = full;
+    count++;
+  }
+  __device__ __forceinline__ void finish_oldest() {
+    if (count == 2)
+      wait_copies<1>();
+    else
+      wait_copies<0>();
+    finish();
+  }
+  __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {  // others may need what is unfinished
+    while (count > 0 && !__all_sync(~0u, barrier_passed(barrier, parity))) finish_oldest();
+    if (count == 0) barrier_wait(barrier, parity);
+  }
+
+ private:
+  __device__ __forceinline__ void finish() {
+    fence_for_matrix_unit();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(older);
+    older = newer;
+    count--;
+  }
+};
+
+// The loader's side: a stage may be filled once those that lay there have been used by everybody. Lane s remembers where the
+// stage in slot s ends, counted on and on.
+struct Reservations {
+  Ring ring;
+  uint32_t empty, oldest = 0, head = 0, tail = 0, end = 0;
+  __device__ __forceinline__ uint32_t reserve(uint32_t length, Unfinished& unfinished) {
+    uint32_t skipped = ring.offset + length > ring.bytes ? ring.bytes - ring.offset : 0;
+    uint32_t number = ring.number;
+    while (oldest != number && (number - oldest == SLOTS || head + skipped + length - tail > ring.bytes)) {
+      uint32_t slot = oldest % SLOTS;
+      unfinished.wait(empty + 8 * slot, oldest / SLOTS & 1);
+      tail = __shfl_sync(~0u, end, slot);
+      oldest++;
+    }
+    head += skipped + length;
+    if (oldest == number) tail = head - length;
+    if (threadIdx.x % 32 == number % SLOTS) end = head;
+    return ring.next(length);
+  }
+};
+
+// How the columns of a tile are divided into blocks of equal width.
+struct Columns {
+  int used, blocks, width;
+  __device__ Columns(int experts, int filters) {
+    used = max(experts, 1) * filters;
+    blocks = (used + WIDEST - 1) / WIDEST;
+    width = ((blocks == 1 ? used : (used + blocks - 1) / blocks) + 15) / 16 * 16;
+  }
+};
+
+}  // namespace smoe::forward

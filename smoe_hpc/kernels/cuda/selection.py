@@ -1,0 +1,54 @@
+"""Selecting experts on a CUDA device: bindings of ``select.cu``.
+
+Dimensions: S choices (1, or B), N experts, K selected, H latitude rows, W longitude columns, P = H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smoe_hpc.kernels.cuda.library import call
+
+MOST_EXPERTS = 65535
+_MOST_RANKED = 16384
+
+
+def can_select(num_experts: int, selected: int, expert_order: str) -> bool:
+    """Whether the kernel does these sizes: up to 65535 experts, and up to 16384 selected best first."""
+    return num_experts <= MOST_EXPERTS and (selected <= _MOST_RANKED or expert_order == "id")
+
+
+def select_cuda(
+    values: Tensor, selected: int, expert_order: str, *, with_indices: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The choice that :func:`smoe_hpc.kernels.routing.select_experts` makes, in one read of the values.
+
+    Args:
+        values: [N, H, W] or [S, N, H, W], float32 after conversion, sizes as :func:`can_select` has them.
+        selected: K, at most N.
+        expert_order: "rank" or "id".
+        with_indices: whether the choice is wanted in the public form too: 8 bytes a selection more to write.
+
+    Returns:
+        index [S, P, K] int32, and indices [K, H, W] or [S, K, H, W] int64, or None.
+    """
+    values = values.detach().to(torch.float32).contiguous()
+    num_experts, height, width = values.shape[-3:]
+    choices = values.shape[0] if values.dim() == 4 else 1
+    index = torch.empty(choices, height * width, selected, dtype=torch.int32, device=values.device)
+    indices = None
+    if with_indices:
+        indices = torch.empty(*values.shape[:-3], selected, height, width, dtype=torch.int64, device=values.device)
+    call(
+        "smoe_select",
+        values,
+        choices,
+        num_experts,
+        height * width,
+        selected,
+        int(expert_order == "rank"),
+        index,
+        indices,
+    )
+    return index, indices
