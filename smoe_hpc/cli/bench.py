@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -81,6 +81,68 @@ def loader(
         best = max(outcome.samples_per_second for outcome in ours if outcome.case.decoded)
         say(f"{dtype}: {rate:g} samples/s need {needed:,.0f} MB/s; decoded, the loader gave up to {best:,.0f} samples/s")
     write_json(json_file, [line.as_dict() for line in lines])
+
+
+@app.command()
+def layer(
+    selection: Annotated[str, typer.Option(help="quick (2 minutes on an H200), full (8) or cpu; see --case.")] = "",
+    case: Annotated[
+        list[str] | None, typer.Option(help="In place of a selection: sizes, e.g. 'B8 C128 128x256 N1024 K128 F1'; repeatable.")
+    ] = None,
+    routing: Annotated[str, typer.Option(help="smooth, random, learned; by default as selected, smooth for --case.")] = "",
+    parts: Annotated[str, typer.Option(help="forward, backward (both passes), step (with routing loss and damping).")] = (
+        "forward,backward,step"
+    ),
+    rivals: Annotated[
+        str, typer.Option(help="none, or of dense,compiled,last,last-compiled,published,plain; by default all, eager on a CPU.")
+    ] = "",
+    deterministic: Annotated[str, typer.Option(help="Mode of our kernels: on, off or both.")] = "both",
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32; float32 on a CPU.")] = "",
+    padding: Annotated[str, typer.Option(help="zeros, periodic_longitude or sphere.")] = "zeros",
+    repeats: Annotated[int, typer.Option(min=5, help="Calls that a median is taken over, at most.")] = 50,
+    seconds: Annotated[float, typer.Option(min=0.0, help="About how long one measurement may take.")] = 0.1,
+    cold: Annotated[bool, typer.Option(help="Empty the GPU's cache before each call.")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of a CPU.")] = 2,
+    training_steps: Annotated[int, typer.Option(min=0, help="Steps that the gate of learned routing has trained.")] = 200,
+    limit: Annotated[float, typer.Option(min=1.0, help="Seconds after which nothing more is measured.")] = float("inf"),
+    compiler_log: Annotated[Path | None, typer.Option(help="File for what torch.compile says.")] = None,
+    profile: Annotated[bool, typer.Option(help="Measure nothing: run the first case for a profiler (ncu, nsys).")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Milliseconds, share of the matrix rate and memory of the layer, beside what could take its place."""
+    from smoe_hpc.bench import layer as study
+    from smoe_hpc.bench.layer_case import chosen_cases
+    from smoe_hpc.bench.layer_profile import profile as run_profile
+    from smoe_hpc.bench.layer_tables import problems, tables
+
+    on_cpu = device.startswith("cpu")
+    options: dict[str, Any] = {} if compiler_log is None else {"compiler_log": compiler_log}
+    scope = study.Scope(
+        chosen_cases(selection or ("cpu" if on_cpu else "quick"), case or (), _names(routing)),
+        parts=_names(parts),
+        rivals=study.rivals_of(_names(rivals or ("dense,last,published,plain" if on_cpu else ",".join(study.SHORT_NAMES)))),
+        modes=study.modes_of(deterministic),
+        device=device,
+        dtype=dtype or ("float32" if on_cpu else "bfloat16"),
+        padding=padding,
+        repeats=repeats,
+        seconds=seconds,
+        cold=cold,
+        threads=threads,
+        training_steps=training_steps,
+        limit=limit,
+        **options,
+    )
+    if profile:
+        run_profile(scope, say)
+        return
+    found = study.layer_study(scope, say)
+    for title, columns, cells in tables(found):
+        show_table(title, columns, cells)
+    for line in problems(found):
+        say(line)
+    write_json(json_file, found.as_dict())
 
 
 def _names(text: str) -> tuple[str, ...]:

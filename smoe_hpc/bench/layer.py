@@ -1,0 +1,306 @@
+"""What a layer costs, beside everything that a user could take in its place: the study behind ``smoe-hpc bench layer``.
+
+For each case (sizes and a kind of routing) and each part of the work (forward; forward + backward; the whole step with
+routing loss and damping; selecting; planning) every way of computing it is measured by the clocks of
+:mod:`smoe_hpc.bench.layer_timing`, and held against the matrix rate and copy rate found in the same run. A way that runs
+out of memory, or fails otherwise, gives a line that says so.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smoe_hpc.bench.layer_case import PARTS, Case, cases_of
+from smoe_hpc.bench.layer_ours import deterministic, make_inputs, ours, plan_of, runs_tiles
+from smoe_hpc.bench.layer_rivals import Call, Inputs, conv_gather, plain, published, quiet_compiler
+from smoe_hpc.bench.layer_routing import gate_values
+from smoe_hpc.bench.layer_timing import Clock, Timing, first_line
+from smoe_hpc.errors import ConfigError, SmoeError
+from smoe_hpc.kernels.cuda import library
+from smoe_hpc.kernels.plan import plan_statistics
+
+OURS, OURS_DETERMINISTIC = "ours", "ours, deterministic"
+RIVALS: dict[str, Callable[[str, Inputs], Call | None]] = {
+    "conv + gather": conv_gather,
+    "conv + gather, compiled": partial(conv_gather, compiled=True),
+    "channels last": partial(conv_gather, last=True),
+    "channels last, compiled": partial(conv_gather, last=True, compiled=True),
+    "published": published,
+    "plain convolution": plain,
+}
+SHORT_NAMES = ("dense", "compiled", "last", "last-compiled", "published", "plain")
+DENSE = ("conv + gather", "conv + gather, compiled")
+LAST = ("channels last", "channels last, compiled")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is measured.
+
+    Args:
+        cases: sizes and routings.
+        parts: of the work, of :data:`smoe_hpc.bench.layer_case.PARTS`; selecting and planning are always measured.
+        rivals: of :data:`RIVALS`.
+        modes: of our kernels: deterministic off, on or both.
+        device: "cuda" or "cpu".
+        dtype: of input and output, of :data:`DTYPES`.
+        padding: "zeros", "periodic_longitude" or "sphere".
+        repeats: calls a median is taken over, at most.
+        seconds: about how long one measurement may take.
+        cold: with the device's caches emptied before each call.
+        threads: of a CPU.
+        training_steps: of the gate, for learned routing.
+        limit: seconds after which no further measurement starts; the rest is told as not measured.
+        compiler_log: where what torch.compile says goes.
+
+    Raises:
+        ConfigError: names that are not known.
+    """
+
+    cases: Sequence[Case] = cases_of("quick")
+    parts: Sequence[str] = PARTS
+    rivals: Sequence[str] = tuple(RIVALS)
+    modes: Sequence[bool] = (False, True)
+    device: str = "cuda"
+    dtype: str = "bfloat16"
+    padding: str = "zeros"
+    repeats: int = 50
+    seconds: float = 0.1
+    cold: bool = True
+    threads: int = 2
+    training_steps: int = 200
+    limit: float = float("inf")
+    compiler_log: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "smoe_bench_compiler.log")
+
+    def __post_init__(self) -> None:
+        known = {"part": (self.parts, PARTS), "rival": (self.rivals, RIVALS), "type": ((self.dtype,), DTYPES)}
+        for what, (given, possible) in known.items():
+            for name in given:
+                if name not in possible:
+                    raise ConfigError(f"{what} {name!r} is not known; choose among {', '.join(possible)}")
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"device {self.device!r}: torch sees no CUDA GPU here; use --device cpu")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measurement.
+
+    Args:
+        case: sizes and routing, as text.
+        part: of the work.
+        way: ours, or a rival.
+        timing: None where it failed.
+        problem: why it failed, in a line.
+        useful_tflops: TFLOP/s counting only what the selected experts need.
+        of_rate: the same as a share of the matrix rate.
+        least_mb: MB that must move at least.
+        peak_mb: MB held at the fullest, input, gate and weights included; None on a CPU.
+        times: how often its time goes into that of others: "dense" (the faster of eager and compiled convolution + gather
+            along dimension 1), "last" (the same with the gather along the last dimension), "published", "plain".
+    """
+
+    case: str
+    part: str
+    way: str
+    timing: Timing | None = None
+    problem: str | None = None
+    useful_tflops: float | None = None
+    of_rate: float | None = None
+    least_mb: float | None = None
+    peak_mb: float | None = None
+    times: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that was measured.
+
+    Args:
+        machine: device, torch, and the options that change figures.
+        matrix_tflops: the device's matrix rate.
+        copy_gb: GB a second of a large copy.
+        routing: for each case what its plan says: experts that a tile needs (mean), the share of them that a pixel uses; and
+            whether ("tiled", on a GPU) the layer uses it, or the library's dense form.
+        lines: the measurements.
+    """
+
+    machine: dict[str, Any]
+    matrix_tflops: float
+    copy_gb: float
+    routing: dict[str, dict[str, float]]
+    lines: list[Line]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return asdict(self)
+
+
+def rivals_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The rivals that :data:`SHORT_NAMES` stand for; "none" stands for nothing.
+
+    Raises:
+        ConfigError: another name.
+    """
+    short = dict(zip(SHORT_NAMES, RIVALS, strict=True))
+    for name in names:
+        if name not in (*short, "none"):
+            raise ConfigError(f"rival {name!r} is not known; choose among {', '.join(short)}, or none")
+    return tuple(short[name] for name in names if name != "none")
+
+
+def modes_of(text: str) -> tuple[bool, ...]:
+    """Deterministic modes: "on", "off" or "both".
+
+    Raises:
+        ConfigError: another word.
+    """
+    modes = {"off": (False,), "on": (True,), "both": (False, True)}
+    if text not in modes:
+        raise ConfigError(f"deterministic {text!r}: choose on, off or both")
+    return modes[text]
+
+
+def layer_study(scope: Scope, say: Callable[[str], None]) -> Study:
+    """Measure all that the scope asks for; what is found is said case by case."""
+    started = time.perf_counter()
+    device = torch.device(scope.device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(scope.threads)
+    try:
+        clock = Clock(device, repeats=scope.repeats, seconds=scope.seconds, cold=scope.cold)
+        study = Study(_machine(scope, device), clock.matrix_rate() / 1e12, clock.copy_rate() / 1e9, {}, [])
+        say(f"{study.machine['device']}: matrix product {study.matrix_tflops:.3g} TFLOP/s, copy {study.copy_gb:,.0f} GB/s")
+        for case in scope.cases:
+            late = time.perf_counter() - started > scope.limit
+            lines = [Line(str(case), "", OURS, problem="not measured: time limit")] if late else []
+            lines = lines or list(_of_case(case, scope, clock, study, started))
+            study.lines.extend(_with_ratios(lines))
+            done = sum(line.timing is not None for line in lines)
+            say(f"{case}: {done} measurements, {time.perf_counter() - started:.0f} s so far")
+            clock.clean()
+    finally:
+        torch.set_num_threads(before)
+    return study
+
+
+def _machine(scope: Scope, device: torch.device) -> dict[str, Any]:
+    gpu = device.type == "cuda"
+    processor = f"{platform.processor() or platform.machine()}, {scope.threads} threads"
+    name = torch.cuda.get_device_name(device) if gpu else processor
+    options = {name: getattr(scope, name) for name in ("dtype", "padding", "repeats", "cold", "threads", "training_steps")}
+    return {"device": name, "torch": torch.__version__, **options}
+
+
+def _of_case(case: Case, scope: Scope, clock: Clock, study: Study, started: float) -> Iterator[Line]:
+    dtype, inputs = DTYPES[scope.dtype], None
+    try:
+        with quiet_compiler(scope.compiler_log):  # kernels may be built at their first use
+            values = gate_values(case, clock.device, steps=scope.training_steps, padding=scope.padding, dtype=dtype)
+            inputs = make_inputs(case.shape, values, dtype, scope.padding)
+            study.routing[str(case)] = _routing_figures(inputs)
+    except (RuntimeError, MemoryError, SmoeError) as error:
+        yield Line(str(case), "", OURS, problem=first_line(error))
+    if inputs is None:
+        return
+    ways: list[tuple[str, Callable[[str, Inputs], Call | None], bool, Sequence[str]]] = [
+        (OURS_DETERMINISTIC if mode else OURS, ours, mode, (*scope.parts, *(() if number else ("select", "plan"))))
+        for number, mode in enumerate(scope.modes)
+    ]
+    ways += [(name, RIVALS[name], False, scope.parts) for name in scope.rivals]
+    for name, way, mode, parts in ways:
+        for part in parts:
+            blank = Line(str(case), part, name)
+            if time.perf_counter() - started > scope.limit:
+                yield replace(blank, problem="not measured: time limit")
+                continue
+            with deterministic(mode), quiet_compiler(scope.compiler_log):
+                line = attempt(blank, partial(way, part, inputs), clock)
+            if line is not None:
+                yield _with_rates(line, case, scope, study)
+
+
+def _routing_figures(inputs: Inputs) -> dict[str, float]:
+    """What the plan says; nothing on a GPU without compiled kernels, where there is no plan."""
+    if inputs.x.is_cuda and not library.available(inputs.x.device):
+        return {}
+    figures = plan_statistics(plan_of(inputs))
+    experts = float(figures.columns[0])
+    tiled = {"tiled": float(runs_tiles(inputs))} if inputs.x.is_cuda else {}
+    return {
+        **tiled,
+        "experts_of_a_tile": experts,
+        "columns_of_a_tile": inputs.shape.filters * experts,
+        "used": float(figures.useful),
+    }
+
+
+def attempt(blank: Line, make: Callable[[], Call | None], clock: Clock) -> Line | None:
+    """The line with its time and peak memory, or with what went wrong; None where the way has no such part."""
+    clock.clean()
+    before = clock.held_bytes()
+    problem = None
+    try:
+        call = make()
+        if call is None:
+            return None
+        own = clock.held_bytes() - before
+        call()
+        peak = clock.peak_bytes(call)
+        timing = clock.measure(call)
+    except (RuntimeError, MemoryError, SmoeError) as error:
+        problem = first_line(error)
+    if problem is not None:  # outside, where the failed call's tensors are no longer held by the traceback
+        clock.clean()
+        return replace(blank, problem=problem)
+    return replace(blank, timing=timing, peak_mb=None if peak is None else (own + peak) / 1e6)
+
+
+def _with_rates(line: Line, case: Case, scope: Scope, study: Study) -> Line:
+    if line.timing is None:
+        return line
+    shape, element = case.shape, DTYPES[scope.dtype].itemsize
+    weight_element = 4 if line.way.startswith(OURS) else element
+    plain_part = line.way == "plain convolution"
+    counted = replace(shape, num_experts=shape.selected) if plain_part else shape
+    least = counted.least_bytes(line.part, element, weight_element)
+    peak = line.peak_mb
+    if peak is not None and line.way != "published":  # which holds copies of its own
+        shared = element * shape.batch * shape.pixels * (shape.channels + (line.part != "forward") * shape.out_channels)
+        gate = 4 * shape.pixels * shape.num_experts if line.part in ("step", "select") else 0
+        peak += (shared + gate) / 1e6 if line.part in PARTS else gate / 1e6
+    flops = shape.useful_flop(line.part) / (line.timing.device * 1e-3) / 1e12
+    line = replace(line, least_mb=least / 1e6 if least else None, peak_mb=peak)
+    return replace(line, useful_tflops=flops, of_rate=flops / study.matrix_tflops) if flops else line
+
+
+def _with_ratios(lines: list[Line]) -> list[Line]:
+    """Each line with how often its time goes into that of the rivals for the same part; for the whole step also into the
+    forward and backward of those that have no routing loss.
+    """
+    times = {(line.way, line.part): line.timing.device for line in lines if line.timing is not None}
+
+    def of(way: str, part: str) -> float | None:
+        return times.get((way, part), times.get((way, "backward")) if part == "step" else None)
+
+    made = []
+    for line in lines:
+        if line.timing is None:
+            made.append(line)
+            continue
+        others = {"plain": of("plain convolution", line.part), "published": times.get(("published", line.part))}
+        for name, ways in (("dense", DENSE), ("last", LAST)):
+            others[name] = min((time for way in ways if (time := of(way, line.part)) is not None), default=None)
+        own = line.timing.device
+        made.append(replace(line, times={name: other / own for name, other in others.items() if other is not None}))
+    return made

@@ -1,0 +1,249 @@
+"""The benchmark of the layer: its cases, clocks, tables and command, and what its figures are made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from smoe_hpc.bench import layer
+from smoe_hpc.bench.layer import OURS, OURS_DETERMINISTIC, RIVALS, Line, Scope, attempt, layer_study
+from smoe_hpc.bench.layer_case import Case, Shape, cases_of, chosen_cases, parse_shape
+from smoe_hpc.bench.layer_ours import deterministic
+from smoe_hpc.bench.layer_profile import profile
+from smoe_hpc.bench.layer_rivals import quiet_compiler
+from smoe_hpc.bench.layer_tables import problems, tables
+from smoe_hpc.bench.layer_timing import Clock, first_line
+from smoe_hpc.cli import app
+from smoe_hpc.errors import ConfigError
+
+CPU = torch.device("cpu")
+TINY = Shape(batch=2, channels=3, grid=(6, 8), num_experts=5, selected=2, filters=2)
+EAGER = ("conv + gather", "channels last", "published", "plain convolution")
+QUICK = {"device": "cpu", "dtype": "float32", "repeats": 5, "seconds": 0.0, "threads": 1, "training_steps": 2}
+
+
+# -- sizes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("128x256 N1024", Shape(8, 128, (128, 256), 1024, 128)),
+        ("B32 32x64 N512 F16", Shape(32, 128, (32, 64), 512, 8, 16)),
+        ("B2, C3, 6x8, N5, K2, F2, k1", Shape(2, 3, (6, 8), 5, 2, 2, 1)),
+        ("4x4 N3", Shape(8, 128, (4, 4), 3, 3)),
+    ],
+)
+def test_a_text_names_a_shape(text: str, meant: Shape):
+    assert parse_shape(text) == meant == parse_shape(str(meant))
+
+
+@pytest.mark.parametrize("text", ["N4", "4x4", "4x4 N4 Z3", "4x4 N4 K5", "4x4 N4 k2", "0x4 N4", "4x4 N4 F0"])
+def test_a_text_that_names_none_is_refused(text: str):
+    with pytest.raises(ConfigError):
+        parse_shape(text)
+
+
+def test_the_selections_cover_what_is_to_be_shown():
+    full = cases_of("full")
+    assert len(set(full)) == len(full)
+    assert set(cases_of("quick")) < set(full)
+    shapes = {case.shape for case in full}
+    assert {shape.filters for shape in shapes} == {1, 8, 16}
+    assert all((shape.out_channels, shape.channels) == (128, 128) for shape in shapes)
+    assert {(s.grid, s.num_experts) for s in shapes if s.filters == 1} >= {
+        (grid, experts) for grid in ((32, 64), (128, 256)) for experts in (128, 256, 1024, 4096, 8192)
+    }
+    assert {(s.grid, s.num_experts) for s in shapes if s.filters == 16} == {
+        (grid, experts) for grid in ((32, 64), (128, 256)) for experts in (64, 512)
+    }
+    assert {case.routing for case in full} == {"smooth", "random", "learned"}
+    assert chosen_cases("quick", ["4x4 N3"], ["random", "learned"]) == tuple(
+        Case(parse_shape("4x4 N3"), kind) for kind in ("random", "learned")
+    )
+    with pytest.raises(ConfigError, match="'rough' is not known"):
+        chosen_cases("quick", [], ["rough"])
+    with pytest.raises(ConfigError, match="'fast' is not known"):
+        cases_of("fast")
+
+
+def test_useful_work_and_least_bytes_by_hand():
+    shape = Shape(batch=2, channels=4, grid=(3, 5), num_experts=7, selected=2, filters=3)
+    assert shape.useful_flop("forward") == 2 * (2 * 15) * 6 * (4 * 9)
+    assert shape.useful_flop("step") == shape.useful_flop("backward") == 3 * shape.useful_flop("forward")
+    assert shape.useful_flop("select") == 0
+    x, y, weight, index = 2 * 15 * 4 * 2, 2 * 15 * 6 * 2, 7 * 3 * 4 * 9 * 4, 15 * 2 * 4
+    assert shape.least_bytes("forward", 2, 4) == x + weight + index + y
+    assert shape.least_bytes("backward", 2, 4) == 3 * x + 3 * weight + 2 * index + 2 * y
+    assert shape.least_bytes("step", 2, 4) - shape.least_bytes("backward", 2, 4) == 2 * 7 * 15 * 4
+    assert shape.least_bytes("select", 2, 4) == 7 * 15 * 4 + index
+
+
+# -- the study -------------------------------------------------------------------------------------------------------
+
+
+def test_the_study_measures_every_way_and_part():
+    said: list[str] = []
+    scope = Scope((Case(TINY, "smooth"), Case(TINY, "learned")), rivals=EAGER, **QUICK)
+    study = layer_study(scope, said.append)
+    assert len(said) == 3
+    of_case = [("forward", 6), ("backward", 6), ("step", 3), ("select", 1)]
+    lines = [line for line in study.lines if line.case == "B2 C3 6x8 N5 K2 F2 learned"]
+    assert {part: sum(line.part == part for line in lines) for part, _ in of_case} == dict(of_case)
+    assert {line.way for line in lines} == {OURS, OURS_DETERMINISTIC, *EAGER}
+    for line in study.lines:
+        assert line.problem is None
+        assert line.timing is not None
+        assert line.timing.graph is line.timing.host is line.peak_mb is None
+    by = {(line.way, line.part): line for line in lines}
+    one = by[OURS, "backward"]
+    assert one.timing is not None
+    assert one.useful_tflops == pytest.approx(TINY.useful_flop("backward") / one.timing.device / 1e9)
+    assert one.of_rate == pytest.approx(one.useful_tflops / study.matrix_tflops)
+    dense, step = by["conv + gather", "backward"].timing, by[OURS, "step"]
+    assert dense is not None
+    assert step.timing is not None
+    assert one.times["dense"] == pytest.approx(dense.device / one.timing.device)
+    assert step.times["dense"] == pytest.approx(dense.device / step.timing.device)
+    assert set(step.times) == {"dense", "last", "published", "plain"}
+    assert by["plain convolution", "forward"].least_mb < by[OURS, "forward"].least_mb
+    assert study.routing[lines[0].case]["columns_of_a_tile"] == 2 * study.routing[lines[0].case]["experts_of_a_tile"]
+    json.dumps(study.as_dict())
+    made = tables(study)
+    assert [len(rows) for _, _, rows in made] == [16, 16, 4]
+    assert all(len(row) == len(columns) for _, columns, rows in made for row in rows)
+
+
+def test_what_fails_gives_a_line():
+    clock = Clock(CPU, repeats=5, seconds=0.0)
+    blank = Line("case", "forward", "way")
+    too_large = attempt(blank, lambda: lambda: torch.empty(1 << 60), clock)
+    assert too_large == replace(blank, problem="out of memory")
+    mismatched = attempt(blank, lambda: lambda: torch.ones(2) @ torch.ones(3), clock)
+    assert mismatched is not None
+    assert "inconsistent tensor size" in str(mismatched.problem)
+    assert "\n" not in str(mismatched.problem)
+    assert attempt(blank, lambda: None, clock) is None
+    assert first_line(RuntimeError("one\ntwo")) == "one"
+    assert first_line(RuntimeError("")) == "RuntimeError"
+    study = layer.Study({}, 1.0, 1.0, {}, [too_large, replace(blank, part="step", problem="one")])
+    step = "forward + backward + routing loss + damping"
+    assert problems(study) == ["case, way, forward: out of memory", f"case, way, {step}: one"]
+    assert [row[2] for row in tables(study)[0][2]] == ["memory", "failed"]
+
+
+def test_nothing_starts_after_the_limit():
+    study = layer_study(Scope((Case(TINY),), rivals=EAGER, limit=0.0, **QUICK), lambda line: None)
+    assert [line.problem for line in study.lines] == ["not measured: time limit"]
+    assert problems(study) == [f"{TINY} smooth, ours, all: not measured: time limit"]
+
+
+def test_what_the_compiler_says_goes_to_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    log = tmp_path / "log"
+    for text in (b"first\n", b"second\n"):
+        with quiet_compiler(log):
+            os.write(2, text)
+            os.system("echo child")
+    print("heard", file=sys.stderr, flush=True)
+    assert log.read_bytes() == b"first\nchild\nsecond\nchild\n"
+    assert capfd.readouterr() == ("", "heard\n")
+
+
+def test_the_deterministic_mode_is_left_as_it_was():
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        with deterministic(False):
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"parts": ("sideways",)}, {"rivals": ("conv",)}, {"dtype": "int8"}, {"device": "cuda"}], ids=str
+)
+def test_a_scope_that_cannot_be_is_refused(wrong: dict):
+    if wrong == {"device": "cuda"} and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError):
+        Scope((Case(TINY),), **{**QUICK, **wrong})
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["bench", "layer", "--device", "cpu", *arguments], prog_name="smoe-hpc")
+
+
+def test_the_command_prints_tables_and_writes_figures(tmp_path: Path):
+    file = tmp_path / "figures.json"
+    options = ["--case", "B2 C3 6x8 N5 K2 F2", "--parts", "forward,backward", "--rivals", "dense,plain", "--threads", "1"]
+    done = command(*options, "--deterministic", "off", "--repeats", "5", "--seconds", "0", "--json", str(file))
+    assert done.exit_code == 0, done.output
+    assert "B2 C3 6x8 N5 K2 F2 smooth: a tile needs" in done.output
+    figures = json.loads(file.read_text())
+    assert {(line["way"], line["part"]) for line in figures["lines"]} == {
+        ("ours", "select"),
+        *((way, part) for way in ("ours", "conv + gather", "plain convolution") for part in ("forward", "backward")),
+    }
+    assert figures["machine"]["dtype"] == "float32"
+    assert figures["matrix_tflops"] > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--rivals", "torch"], ["--deterministic", "maybe"], ["--selection", "all"], ["--case", "4x4"], ["--profile"]],
+    ids=" ".join,
+)
+def test_the_command_refuses_in_one_line(options: list[str]):
+    done = command(*options)
+    assert done.exit_code == 2
+    assert done.output.startswith("error: ")
+    assert done.output.count("\n") == 1
+
+
+# -- on a GPU --------------------------------------------------------------------------------------------------------
+
+GPU_CASE = Case(Shape(batch=8, channels=64, grid=(16, 32), num_experts=96, selected=64), "smooth")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_every_clock_runs(tmp_path: Path):
+    scope = Scope((GPU_CASE,), repeats=8, seconds=0.02, compiler_log=tmp_path / "log")
+    study = layer_study(scope, lambda line: None)
+    assert problems(study) == []
+    assert {line.way for line in study.lines} == {OURS, OURS_DETERMINISTIC, *RIVALS}
+    for line in study.lines:
+        assert line.timing is not None
+        assert line.timing.no_graph is None, line
+        assert line.timing.graph is not None
+        assert line.timing.host is not None
+        assert line.peak_mb is not None
+    assert {line.part for line in study.lines if line.way == OURS} == {"forward", "backward", "step", "select", "plan"}
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_rival_that_is_too_large_leaves_the_rest_alone():
+    free = torch.cuda.mem_get_info()[0]
+    clock, blank = Clock(torch.device("cuda"), repeats=5, seconds=0.0), Line("case", "forward", "way")
+    line = attempt(blank, lambda: lambda: torch.empty(2 * free, dtype=torch.uint8, device="cuda"), clock)
+    assert line == replace(blank, problem="out of memory")
+    again = attempt(blank, lambda: lambda: torch.ones(1 << 20, device="cuda"), clock)
+    assert again is not None
+    assert again.peak_mb == pytest.approx(4.19, abs=0.1)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_profile_names_each_part():
+    scope = Scope((GPU_CASE,), rivals=("plain convolution",), modes=(False,))
+    parts = ["forward, ours", "backward, ours", "step, ours", "select, ours", "plan, ours"]
+    assert profile(scope, lambda line: None) == [*parts, "forward, plain convolution", "backward, plain convolution"]
