@@ -19,12 +19,13 @@ namespace smoe::forward {
   SMOE_STEP(NAME, N, 140, 141, 142, 143, 6) "wgmma.commit_group.sync.aligned;\nbra DONE;\n"
 #define SMOE_CHUNK(NAME)                                                                                               \
   asm volatile(                                                                                                        \
-      "{\n.reg .pred p;\n.reg .b64 q;\n" SMOE_JUMP(1, 16) SMOE_JUMP(2, 32) SMOE_JUMP(3, 48) SMOE_JUMP(4, 64) SMOE_JUMP(5, 80)         \
-      SMOE_JUMP(6, 96) SMOE_JUMP(7, 112) SMOE_JUMP(8, 128) SMOE_JUMP(9, 144) SMOE_JUMP(10, 160) SMOE_JUMP(11, 176) SMOE_JUMP(12, 192)          \
-      SMOE_JUMP(13, 208) SMOE_JUMP(14, 224) SMOE_JUMP(15, 240) SMOE_JUMP(16, 256) SMOE_CASE(NAME, 16) SMOE_CASE(NAME, 32)              \
-      SMOE_CASE(NAME, 48) SMOE_CASE(NAME, 64) SMOE_CASE(NAME, 80) SMOE_CASE(NAME, 96) SMOE_CASE(NAME, 112)             \
-      SMOE_CASE(NAME, 128) SMOE_CASE(NAME, 144) SMOE_CASE(NAME, 160) SMOE_CASE(NAME, 176) SMOE_CASE(NAME, 192)         \
-      SMOE_CASE(NAME, 208) SMOE_CASE(NAME, 224) SMOE_CASE(NAME, 240) SMOE_CASE(NAME, 256) "DONE:\n}\n"                 \
+      "{\n.reg .pred p;\n.reg .b64 q;\n" SMOE_JUMP(1, 16) SMOE_JUMP(2, 32) SMOE_JUMP(3, 48) SMOE_JUMP(4, 64)           \
+      SMOE_JUMP(5, 80) SMOE_JUMP(6, 96) SMOE_JUMP(7, 112) SMOE_JUMP(8, 128) SMOE_JUMP(9, 144) SMOE_JUMP(10, 160)       \
+      SMOE_JUMP(11, 176) SMOE_JUMP(12, 192) SMOE_JUMP(13, 208) SMOE_JUMP(14, 224) SMOE_JUMP(15, 240) SMOE_JUMP(16, 256)\
+      SMOE_CASE(NAME, 16) SMOE_CASE(NAME, 32) SMOE_CASE(NAME, 48) SMOE_CASE(NAME, 64) SMOE_CASE(NAME, 80)              \
+      SMOE_CASE(NAME, 96) SMOE_CASE(NAME, 112) SMOE_CASE(NAME, 128) SMOE_CASE(NAME, 144) SMOE_CASE(NAME, 160)          \
+      SMOE_CASE(NAME, 176) SMOE_CASE(NAME, 192) SMOE_CASE(NAME, 208) SMOE_CASE(NAME, 224) SMOE_CASE(NAME, 240)         \
+      SMOE_CASE(NAME, 256) "DONE:\n}\n"                                                                                \
       : SMOE_BIND_256                                                                                                  \
       : "r"(a[0][0]), "r"(a[0][1]), "r"(a[0][2]), "r"(a[0][3]), "r"(a[1][0]), "r"(a[1][1]), "r"(a[1][2]),              \
         "r"(a[1][3]), "r"(a[2][0]), "r"(a[2][1]), "r"(a[2][2]), "r"(a[2][3]), "r"(a[3][0]), "r"(a[3][1]),              \

@@ -1,6 +1,6 @@
-// Where the forward kernel keeps things in shared memory, and who waits for whom.
+// What the forward kernel is given, where it keeps things in shared memory, and who waits for whom.
 //
-// One warpgroup loads, two multiply. Weights go through a ring of *stages*, each as long as the work at hand needs; what is
+// Two warpgroups multiply, one loads. Weights go through a ring of *stages*, each as long as the work at hand needs; what is
 // multiplied with them comes from two *patches* (a tile of the input and its halo, 64 channels). After the last product of
 // a block of columns one more stage is reserved, into which the two warpgroups put their results one after the other:
 // that keeps them apart, so that one multiplies while the other stores.
@@ -41,54 +41,17 @@ struct Ring {
   __device__ uint32_t parity() const { return number / SLOTS & 1; }
 };
 
-// Copies become visible to the matrix unit by a fence of the thread that made them, once they are complete: the loaders do
-// that a few stages later, or when there is nothing else to do. (The multipliers could, too, but would wait at every stage.)
-struct Unfinished {
-  uint32_t older = 0, newer = 0;  // barriers of stages whose copies are under way
-  int count = 0;
-
-  __device__ __forceinline__ void add(uint32_t full) {  // after the copies
-    commit_copies();
-    if (count == 2) {
-      wait_copies<2>();
-      finish();
-    }
-    (count == 0 ? older : newer) = full;
-    count++;
-  }
-  __device__ __forceinline__ void finish_oldest() {
-    if (count == 2)
-      wait_copies<1>();
-    else
-      wait_copies<0>();
-    finish();
-  }
-  __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {  // others may need what is unfinished
-    while (count > 0 && !__all_sync(~0u, barrier_passed(barrier, parity))) finish_oldest();
-    if (count == 0) barrier_wait(barrier, parity);
-  }
-
- private:
-  __device__ __forceinline__ void finish() {
-    fence_for_matrix_unit();
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(older);
-    older = newer;
-    count--;
-  }
-};
-
 // The loader's side: a stage may be filled once those that lay there have been used by everybody. Lane s remembers where the
 // stage in slot s ends, counted on and on.
 struct Reservations {
   Ring ring;
   uint32_t empty, oldest = 0, head = 0, tail = 0, end = 0;
-  __device__ __forceinline__ uint32_t reserve(uint32_t length, Unfinished& unfinished) {
+  __device__ uint32_t reserve(uint32_t length) {
     uint32_t skipped = ring.offset + length > ring.bytes ? ring.bytes - ring.offset : 0;
     uint32_t number = ring.number;
     while (oldest != number && (number - oldest == SLOTS || head + skipped + length - tail > ring.bytes)) {
       uint32_t slot = oldest % SLOTS;
-      unfinished.wait(empty + 8 * slot, oldest / SLOTS & 1);
+      barrier_wait(empty + 8 * slot, oldest / SLOTS & 1);
       tail = __shfl_sync(~0u, end, slot);
       oldest++;
     }
@@ -99,13 +62,25 @@ struct Reservations {
   }
 };
 
+struct Task {
+  const void *x, *weights;
+  void* y;
+  Shape shape;
+  Windows windows;
+  Tile tile;
+  int choices, batch_log, patch_columns, patch_rows, patch_bytes, ring_bytes, channel_blocks, chunks, items;
+  uint32_t filters_inverse, columns_inverse;  // 2^32 / F and / patch_columns, rounded up; 0 for / 1
+  __device__ int slot(int column) const { return filters_inverse ? __umulhi(column, filters_inverse) : column; }
+  __device__ int lines(int pixels) const { return columns_inverse ? __umulhi(pixels, columns_inverse) : pixels; }
+};
+
 // How the columns of a tile are divided into blocks of equal width.
 struct Columns {
   int used, blocks, width;
   __device__ Columns(int experts, int filters) {
     used = max(experts, 1) * filters;
     blocks = (used + WIDEST - 1) / WIDEST;
-    width = ((blocks == 1 ? used : (used + blocks - 1) / blocks) + 15) / 16 * 16;
+    width = ((used + blocks - 1) / blocks + 15) / 16 * 16;
   }
 };
 
