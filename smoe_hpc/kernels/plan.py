@@ -9,8 +9,9 @@ selection which column it is. Three kinds of windows serve forward, input gradie
                  say which taps need an expert: bit ``i * kernel_size + j``, if a pixel selects it that tap (i, j) leads to
     weight_grad  a region of several forward tiles. Masks say which of the tiles select an expert: bit = tile, row-major
 
-Masked lists are sorted by the number of bits set, most first, then by mask, then by expert, so that what a tap or tile does
-not need lies together. Kernels of more than 16 taps have all bits set.
+Masked lists are sorted so that what a tap or tile does not need lies together: for taps by the number of bits set, most
+first, then by mask, then by expert; for tiles by the mask's place in a Gray code, in which neighbours differ in one tile, then
+by expert. Kernels of more than 16 taps have all bits set.
 
 A plan is a pure function of the indices: its tensors have sizes fixed by shapes alone, nothing is read back from the device.
 

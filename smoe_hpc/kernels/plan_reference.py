@@ -58,8 +58,7 @@ def _list_windows(index: Tensor, pixels: Tensor, bits: Tensor, family: Family, g
         present = torch.zeros(choices, windows, experts + 1, dtype=torch.int64, device=index.device)
         masks |= present.scatter_(2, marked, 1)[..., :experts] << bit
     counts = (masks != 0).sum(-1)
-    ones = torch.stack([(masks >> bit) & 1 for bit in range(MOST_MASK_BITS)]).sum(0)
-    order = torch.sort((MOST_MASK_BITS - ones) << MOST_MASK_BITS | masks, dim=-1, stable=True).indices
+    order = torch.sort(_rank(masks, family), dim=-1, stable=True).indices
     places = torch.empty_like(order).scatter_(2, order, torch.arange(experts, device=index.device).expand_as(order))
     places = torch.cat([places, places.new_full((choices, windows, 1), _OUTSIDE)], -1)
     slots = places.gather(2, selected.flatten(2)).view_as(selected)
@@ -71,6 +70,17 @@ def _list_windows(index: Tensor, pixels: Tensor, bits: Tensor, family: Family, g
     tensors = [counts.to(torch.int32), torch.where(listed, ids, 0).to(torch.int32)]
     tensors += [_as_int16(torch.where(listed, found, 0))] if family.masked else []
     return [*tensors, _as_int16(slots)]
+
+
+def _rank(masks: Tensor, family: Family) -> Tensor:
+    """What a list is sorted by; where no bit is set, last."""
+    if family.name == "weight_grad":
+        rank = masks
+        for shift in (1, 2, 4, 8):
+            rank = rank ^ (rank >> shift)
+        return torch.where(masks == 0, 1 << MOST_MASK_BITS, rank)
+    ones = torch.stack([(masks >> bit) & 1 for bit in range(MOST_MASK_BITS)]).sum(0)
+    return (MOST_MASK_BITS - ones) << MOST_MASK_BITS | masks
 
 
 def _as_int16(unsigned: Tensor) -> Tensor:

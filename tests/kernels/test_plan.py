@@ -18,6 +18,7 @@ from smoe_hpc.kernels.plan import (
 )
 from smoe_hpc.kernels.windows import Geometry, Tile, plan_geometry, tile_for
 
+GRAY = {place ^ (place >> 1): place for place in range(1 << 16)}
 OUTSIDE = 0xFFFF
 
 
@@ -71,7 +72,10 @@ def check_windows(geometry: Geometry, index: torch.Tensor, kind: str, windows: W
             place = divmod(tile, windows.tiles[1])
             pixels, masks = expected_selections(geometry, chosen, kind, windows, place)
             masks = {expert: mask for expert, mask in masks.items() if 0 <= expert < geometry.num_experts}
-            listed = sorted(masks, key=lambda expert: (-masks[expert].bit_count(), masks[expert], expert))
+            if kind == "weight_grad":
+                listed = sorted(masks, key=lambda expert: (GRAY[masks[expert]], expert))
+            else:
+                listed = sorted(masks, key=lambda expert: (-masks[expert].bit_count(), masks[expert], expert))
             assert windows.counts[choice, tile] == len(listed)
             rest = [0] * (windows.capacity - len(listed))
             assert windows.ids[choice, tile].tolist() == listed + rest

@@ -1,9 +1,9 @@
 // The plan of a routing: which experts the pixels of each window select, and where in that list each selection stands.
 //
 // One CTA makes one window, in shared memory: every selection marks its expert with the bits of the sub-windows it lies in,
-// the marked experts are listed by number and, where masks are wanted, sorted by counting (those that most sub-windows need
-// first, then by mask, then by number), and every selection looks up its place. All three kinds of windows are made by one
-// launch, the largest windows first.
+// the marked experts are listed by number and, where masks are wanted, sorted by counting (for taps those that most of them
+// need first, for tiles in the order of a Gray code), and every selection looks up its place. All three kinds of windows are
+// made by one launch, the largest windows first.
 #include <algorithm>
 
 #include "plan_sort.cuh"
@@ -188,12 +188,15 @@ __global__ void __launch_bounds__(T, 1280 / T) plan_kernel(const __grid_constant
   } else {
     uint16_t* list = most_listed ? m.list : slots;  // which are written last
     count = list_marked<T>(m.table, N, warp_sums, [&](int place, int expert, uint32_t) { list[place] = expert; });
-    if (f.bits <= SHORT_MASK) {
-      auto digit = [](uint32_t mask) { return ORDERS.short_mask[mask]; };
+    if (f.kind == INPUT_GRAD) {
+      auto digit = [](uint32_t mask) { return ORDERS.tap_mask[mask]; };
+      sort_pass<T>(m.table, m.tally, list, count, warp_sums, digit, settle);
+    } else if (f.bits <= SHORT_MASK) {
+      auto digit = [](uint32_t mask) { return gray_rank(mask); };
       sort_pass<T>(m.table, m.tally, list, count, warp_sums, digit, settle);
     } else {
-      auto low = [](uint32_t mask) { return order_of_long_mask(mask) & 255; };
-      auto high = [](uint32_t mask) { return order_of_long_mask(mask) >> 8; };
+      auto low = [](uint32_t mask) { return gray_rank(mask) & 255; };
+      auto high = [](uint32_t mask) { return gray_rank(mask) >> 8; };
       auto relist = [&](int place, int expert, uint32_t) { slots[place] = expert; };
       sort_pass<T>(m.table, m.tally, list, count, warp_sums, low, relist);
       sort_pass<T>(m.table, m.tally, slots, count, warp_sums, high, settle);
@@ -280,7 +283,7 @@ extern "C" int smoe_plan(
   };
   add(FORWARD, forward_counts, forward_ids, nullptr, forward_slots, Ho, Wo, tile_rows, tile_columns, 0, 0, 0);
   add(INPUT_GRAD, input_counts, input_ids, input_masks, input_slots, Hi, Wi, input_rows, input_columns, ksize - 1,
-      off - (ksize - 1), taps <= 16 ? taps : 0);
+      off - (ksize - 1), taps <= SHORT_MASK ? taps : 0);
   add(WEIGHT_GRAD, weight_counts, weight_ids, weight_masks, weight_slots, Ho, Wo, region_rows, region_columns, 0, 0, subs);
   const bool few = windows <= FEW_WINDOWS;
   const int threads = few ? 256 : 128;

@@ -14,34 +14,27 @@ struct Team {
   static_assert(BINS >= 1 << SHORT_MASK);
 };
 
-// Tables of the order of masks: more bits set come first, then the smaller number.
+// The order of masks of taps: more bits set come first, then the smaller number.
 struct Orders {
-  uint16_t choose[17][17];         // number of ways to choose k of n
-  uint16_t short_mask[1 << SHORT_MASK];  // place of a mask among all short ones
+  uint16_t tap_mask[1 << SHORT_MASK];  // place of a mask among all
 };
 constexpr Orders make_orders() {
   Orders o{};
-  for (int n = 0; n < 17; n++) {
-    o.choose[n][0] = 1;
-    for (int k = 1; k <= n; k++) o.choose[n][k] = o.choose[n - 1][k - 1] + (k < n ? o.choose[n - 1][k] : 0);
-  }
   int place = 0;
   for (int ones = SHORT_MASK; ones >= 0; ones--)
     for (int mask = 0; mask < 1 << SHORT_MASK; mask++) {
       int found = 0;
       for (int bit = 0; bit < SHORT_MASK; bit++) found += mask >> bit & 1;
-      if (found == ones) o.short_mask[mask] = place++;
+      if (found == ones) o.tap_mask[mask] = place++;
     }
   return o;
 }
 __device__ const Orders ORDERS = make_orders();
 
-// Place of a mask among all masks of 16 bits.
-__device__ int order_of_long_mask(uint32_t mask) {
-  int place = 0;
-  for (int ones = __popc(mask) + 1; ones <= 16; ones++) place += ORDERS.choose[16][ones];
-  for (int i = 1; mask; i++, mask &= mask - 1) place += ORDERS.choose[__ffs(mask) - 1][i];
-  return place;
+// The order of masks of tiles: that of a Gray code, in which neighbours differ in one tile.
+__device__ int gray_rank(uint32_t mask) {
+  for (int shift = 1; shift < 16; shift *= 2) mask ^= mask >> shift;
+  return mask;
 }
 
 // The sum of the threads before this one, and of all.
