@@ -20,6 +20,7 @@ from torch import Tensor
 from smoe_hpc.errors import ConfigError, RunError
 from smoe_hpc.kernels import build
 from smoe_hpc.kernels.padding import PADDINGS
+from smoe_hpc.kernels.ranges import range_message
 
 _OUT_OF_RANGE = 1  # enum Status of common.h, whose other value says that there is no memory
 _TYPES = {torch.float32: 0, torch.float64: 1}
@@ -73,11 +74,6 @@ def backward(
     for wanted, filled in ((dx, to_x), (dw, to_weight)):
         if wanted is not None and filled is not None and wanted is not filled:
             wanted.copy_(filled)
-
-
-def range_message(low: int, high: int, num_experts: int) -> str:
-    """What is wrong with indices from ``low`` to ``high``."""
-    return f"indices name experts {low}..{high}, there are {num_experts}: give numbers from 0 to {num_experts - 1}"
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn import Parameter
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels import cpu, torch_forms
 from smoe_hpc.kernels.padding import check_padding
+from smoe_hpc.kernels.ranges import check_range
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _library = torch.library.Library("smoe_hpc", "FRAGMENT")
@@ -85,6 +86,7 @@ class _ExpertConv(torch.autograd.Function):
 def _forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]) -> Tensor:
     _check(x, weight, indices, padding)
     if x.is_cuda:
+        check_range(indices, weight.shape[0])
         convolution = _cuda(x)
         if convolution is not None:
             return _laid_out(convolution.forward(x, weight, indices, padding, plan), x)
@@ -92,7 +94,7 @@ def _forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Seq
         y = _empty_output(x, weight, indices)
         cpu.forward(x, weight, indices, padding, y)
         return y
-    _check_range(indices, weight.shape[0])
+    check_range(indices, weight.shape[0])
     return _laid_out(torch_forms.forward(x, weight, indices, padding), x)
 
 
@@ -183,14 +185,6 @@ def _check(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> None:
         raise ConfigError(
             f"input is on {x.device}, weights on {weight.device}, indices on {indices.device}; move them to one device"
         )
-
-
-def _check_range(indices: Tensor, num_experts: int) -> None:
-    """Refuse experts that there are not; on a CPU alone, since reading a GPU's tensor would wait for it."""
-    if indices.is_cpu and indices.numel():
-        low, high = (int(bound) for bound in indices.aminmax())
-        if low < 0 or high >= num_experts:
-            raise ConfigError(cpu.range_message(low, high, num_experts))
 
 
 # -- registration ----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels.plan_reference import plan_reference
+from smoe_hpc.kernels.ranges import range_message
 from smoe_hpc.kernels.windows import MOST_MASK_BITS, Geometry, Tile, plan_geometry, tile_for
 
 __all__ = [
@@ -152,9 +153,7 @@ def check_index(index: Tensor, num_experts: int) -> None:
         ConfigError: one outside 0..N-1.
     """
     if index.numel() and (int(index.min()) < 0 or int(index.max()) >= num_experts):
-        raise ConfigError(
-            f"indices hold {int(index.min())}..{int(index.max())}, num_experts={num_experts}: give 0 to {num_experts - 1}"
-        )
+        raise ConfigError(range_message(int(index.min()), int(index.max()), num_experts))
 
 
 @dataclass(frozen=True)

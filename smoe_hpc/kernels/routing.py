@@ -16,6 +16,7 @@ from smoe_hpc.kernels import planning
 from smoe_hpc.kernels.cuda import library
 from smoe_hpc.kernels.cuda.selection import can_select
 from smoe_hpc.kernels.plan import to_index
+from smoe_hpc.kernels.ranges import mark_in_range
 
 EXPERT_ORDERS = ("rank", "id")
 _FEW_EXPERTS = 16
@@ -116,6 +117,11 @@ def _selects_compiled(values: Tensor, selected: int, expert_order: str) -> bool:
     return bool(values.numel()) and can_select(values.shape[-3], selected, expert_order)
 
 
+def _made(indices: Tensor, num_experts: int, index: Tensor | None = None) -> Routing:
+    mark_in_range(indices, num_experts)
+    return Routing(indices, num_experts, index)
+
+
 def select_experts(values: Tensor, selected: int, expert_order: str = "rank") -> Routing:
     """The ``selected`` experts of highest value at every pixel; a tie goes to the expert of the lower number.
 
@@ -138,13 +144,13 @@ def select_experts(values: Tensor, selected: int, expert_order: str = "rank") ->
     with torch.no_grad():
         if _selects_compiled(values, selected, expert_order):
             indices, index = planning.select(values, selected, expert_order)
-            return Routing(indices, num_experts, index)
+            return _made(indices, num_experts, index)
         if selected == 1:
-            return Routing(_best(values), num_experts)
+            return _made(_best(values), num_experts)
         if values.dtype == torch.float64:
             indices = values.sort(dim=-3, descending=True, stable=True).indices[..., :selected, :, :]
         else:
             indices = _unique_keys(values.float()).topk(selected, dim=-3, sorted=expert_order == "rank").indices
         if expert_order == "id":
             indices = indices.sort(-3).values
-        return Routing(indices.contiguous(), num_experts)
+        return _made(indices.contiguous(), num_experts)

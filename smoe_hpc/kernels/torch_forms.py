@@ -25,7 +25,6 @@ def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> Tensor:
     padded, weight = pad(x, weight.shape[-1], padding), weight.to(x.dtype)
     if _per_pixel_is_faster(x.shape, weight, indices):
         return _per_pixel(padded, weight, indices)
-    weight, indices = _with_none(weight, indices)
     every = F.conv2d(padded, weight.flatten(0, 1)).unflatten(1, weight.shape[:2])
     return every.gather(1, _chosen(indices, weight.shape[1], x.shape[0])).flatten(1, 2)
 
@@ -39,8 +38,7 @@ def backward(
     if _per_pixel_is_faster(x.shape, weight, indices):
         grad_padded, grad_weight = _per_pixel_backward(g, padded, cast, indices, needs_x, needs_weight)
     else:
-        cast, indices = _with_none(cast, indices)
-        every = g.new_zeros(x.shape[0], *cast.shape[:2], *x.shape[2:])
+        every = g.new_zeros(x.shape[0], *weight.shape[:2], *x.shape[2:])
         every.scatter_add_(1, _chosen(indices, weight.shape[1], x.shape[0]), g.unflatten(1, (-1, weight.shape[1])))
         grad_padded, grad_weight, _ = torch.ops.aten.convolution_backward(
             every.flatten(1, 2), padded, cast.flatten(0, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
@@ -48,7 +46,7 @@ def backward(
         )  # fmt: skip
     return (
         fold(grad_padded, size, padding) if needs_x else None,
-        grad_weight.view(cast.shape)[: len(weight)].to(weight.dtype) if needs_weight else None,
+        grad_weight.view(weight.shape).to(weight.dtype) if needs_weight else None,
     )
 
 
@@ -72,17 +70,6 @@ def fold(padded: Tensor, kernel_size: int, padding: str) -> Tensor:
         inner[..., :r, :] += south
         inner[..., -r:, :] += north
     return inner
-
-
-def _with_none(weight: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """On a GPU, one more expert that gives zero, for indices out of range: to look for them would wait for the device, and
-    to use them would end the process.
-    """
-    if not indices.is_cuda:
-        return weight, indices
-    none = len(weight)
-    indices = torch.where((indices < 0) | (indices >= none), none, indices)
-    return torch.cat([weight, weight.new_zeros(1, *weight.shape[1:])]), indices
 
 
 def _chosen(indices: Tensor, filters: int, batch: int) -> Tensor:

@@ -155,7 +155,7 @@ def test_folding_is_the_adjoint_of_padding(padding: str, grid: tuple[int, int], 
 def test_an_expert_that_there_is_not_is_refused(expert: int):
     indices = torch.zeros(1, 3, 4, dtype=torch.int64)
     indices[0, 2, 3] = expert
-    with pytest.raises(ConfigError, match="give numbers from 0 to 3"):
+    with pytest.raises(ConfigError, match="num_experts=4: give 0 to 3"):
         expert_conv2d(torch.zeros(1, 2, 3, 4), torch.zeros(4, 1, 2, 3, 3), indices)
 
 
