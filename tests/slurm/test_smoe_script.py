@@ -111,7 +111,7 @@ def test_a_job_that_is_taken_away_twice_ends_the_same(
     wait_until((run / "lock").exists, 90, lambda: log.read_text() if log.exists() else "no log")
     slurm.run("scancel", "--signal=USR1", job)  # as `--signal=USR1@300` does when the time is nearly up
     assert slurm.wait(job, ("PENDING",))["Restarts"] == "1"
-    assert f"job {job} is requeued" in log.read_text()
+    wait_until(lambda: f"job {job} is requeued" in log.read_text(), 30, log.read_text)  # said after Slurm has been asked
     assert "(SIGUSR1) after step 2," in log.read_text()
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
@@ -136,7 +136,7 @@ def test_a_warning_while_data_are_made_requeues_the_job(slurm: Slurm, environmen
     slurm.run("scancel", "--signal=USR1", job)
     assert slurm.wait(job, ("PENDING", "FAILED", "COMPLETED"), 60)["Restarts"] == "1", log.read_text()
     assert "synthesizing samples: stopped as asked (SIGUSR1); what is whole is kept" in log.read_text()
-    assert f"job {job} is requeued" in log.read_text()
+    wait_until(lambda: f"job {job} is requeued" in log.read_text(), 30, log.read_text)
     assert "Traceback" not in log.read_text()
     assert list(data.glob("*.h5.*")) == []
     slurm.run("scancel", job)
@@ -190,7 +190,7 @@ def test_submitit_on_slurm_is_requeued_and_ends_the_same(
     wait_until((job.run_dir / "checkpoints" / "step_20").exists, 90, job.log)
     slurm.run("scancel", "--signal=USR2", job.id)  # submitit's own
     assert slurm.wait(job.id, ("PENDING",))["Restarts"] == "1"
-    assert f"job {job.id} is requeued" in job.log()
+    wait_until(lambda: f"job {job.id} is requeued" in job.log(), 30, job.log)
     assert job.state == "PENDING"
     slurm.run("scontrol", "update", f"JobId={job.id}", "StartTime=now")
     assert job.result(timeout=180) == json.loads(reference.outcome.scores)
