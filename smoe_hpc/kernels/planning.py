@@ -100,21 +100,13 @@ def geometry_of(
     sizes = [tuple(t.shape) for t in tensors]
     if sizes == [shape for shape, _ in usual.shapes()]:
         return usual
+    make = functools.partial(
+        plan_geometry, num_experts, selected, grid, batch, kernel_size, padding, per_sample=per_sample
+    )
     tiles = tiles_of(per_sample)
     for tile, input_tile in itertools.product(tiles, tiles):
         for region in regions_of(tile):
-            geometry = plan_geometry(
-                num_experts,
-                selected,
-                grid,
-                batch,
-                kernel_size,
-                padding,
-                per_sample=per_sample,
-                tile=tile,
-                input_tile=input_tile,
-                region=region,
-            )
+            geometry = make(tile=tile, input_tile=input_tile, region=region)
             if sizes == [shape for shape, _ in geometry.shapes()]:
                 return geometry
     raise ConfigError(

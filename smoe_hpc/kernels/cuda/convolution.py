@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smoe_hpc.kernels import torch_forms
-from smoe_hpc.kernels.cuda import hopper, input_grad_hopper, portable, weight_grad_hopper
+from smoe_hpc.kernels.cuda import hopper, portable
 from smoe_hpc.kernels.cuda.library import Unsupported
 from smoe_hpc.kernels.cuda.packing import pack_weight, padded_channels, unpack_gradient
 from smoe_hpc.kernels.padding import pad
@@ -48,7 +48,7 @@ def input_grad(
     prepared = _plan(x_shape[0], weight.shape, indices, padding, plan)
     g_rows, packed = _nhwc(g), pack_weight(weight, g.dtype)
     rows = _first_that_serves(
-        lambda: input_grad_hopper.input_grad(g_rows, packed, prepared),
+        lambda: hopper.input_grad(g_rows, packed, prepared),
         lambda: portable.input_grad(g_rows, packed, prepared),
     )
     dx = rows[..., : weight.shape[2]].permute(0, 3, 1, 2)
@@ -79,7 +79,7 @@ def weight_grad(
     packed_shape = torch.Size((experts * filters, size * size, padded_channels(channels)))
     ordered = torch.are_deterministic_algorithms_enabled()
     packed = _first_that_serves(
-        lambda: weight_grad_hopper.weight_grad(rows, g_rows, prepared, filters, deterministic=ordered),
+        lambda: hopper.weight_grad(rows, g_rows, prepared, filters, deterministic=ordered),
         lambda: portable.weight_grad(rows, g_rows, packed_shape, prepared, ordered=ordered),
     )
     return unpack_gradient(packed, weight_shape, weight_dtype)

@@ -1,6 +1,8 @@
-"""The expert convolution's forward on Hopper GPUs (compute capability 9.0), bfloat16 and float16: ``forward_hopper.cu``.
+"""The expert convolution and its gradients on Hopper GPUs (compute capability 9.0), bfloat16 and float16: ``*_hopper.cu``.
 
-C and K F have to be multiples of 8; the sums are float32, added in the same order as the portable kernel's.
+C and K F have to be multiples of 8; the gradients take kernels of one tap or nine. Sums are float32, rounded once; the
+forward's are added in the order of the portable kernel's. What an expert gets from each region of pixels is added to the
+weight gradient either as it comes, in another order in every run, or by number of the region, at the cost of a workspace.
 
 Dimensions: B batch, C input channels, H, W input rows and columns, Ho, Wo of the output, N experts, K selected, F filters per
 expert, k kernel size.
@@ -8,18 +10,14 @@ expert, k kernel size.
 
 from __future__ import annotations
 
-import ctypes
-import functools
-
 import torch
 from torch import Tensor
 
-from smoe_hpc.kernels.cuda import library
-from smoe_hpc.kernels.cuda.library import Unsupported, call
-from smoe_hpc.kernels.plan import Geometry, Plan, Windows
-from smoe_hpc.kernels.windows import Tile
+from smoe_hpc.kernels.cuda.library import call
+from smoe_hpc.kernels.cuda.task import HALF_TYPES, make_task
+from smoe_hpc.kernels.plan import Geometry, Plan
 
-_TYPES = {torch.bfloat16: 1, torch.float16: 2}  # enum Type of common.cuh
+_MOST_BYTES = 512 << 20  # of a workspace, but for what a single region needs; more regions are worked off in rounds
 
 
 def forward(x: Tensor, weights: Tensor, plan: Plan) -> Tensor:
@@ -39,47 +37,73 @@ def forward(x: Tensor, weights: Tensor, plan: Plan) -> Tensor:
     geometry = plan.geometry
     filters = weights.shape[0] // geometry.num_experts
     y = x.new_empty(x.shape[0], *geometry.grid, geometry.selected * filters)
-    call("smoe_forward_hopper", x, weights, y, *task(x.shape[0], weights, plan.forward, geometry.tile, geometry, x))
+    task = make_task(x, weights.shape, plan.forward, geometry.tile, geometry, HALF_TYPES)
+    call("smoe_forward_hopper", x, weights, y, *task)
     return y
 
 
-def task(batch: int, weights: Tensor, windows: Windows, tile: Tile, geometry: Geometry, like: Tensor) -> tuple[object, ...]:
-    """The arguments that the Hopper kernels have in common: sizes, windows, tile, choices, type, multiprocessors.
+def input_grad(g: Tensor, weights: Tensor, plan: Plan) -> Tensor:
+    """The gradient that reaches the input.
+
+    A gradient that is not finite reaches the inputs it belongs to and no others. A weight that is not finite may also reach
+    the pixels near those that select its expert.
+
+    Args:
+        g: [B, Ho, Wo, K F], contiguous, 16-byte aligned.
+        weights: [N F, k k, C], contiguous, 16-byte aligned, of the dtype of ``g``.
+        plan: of the routing, for this batch. The selections of a pixel must differ from one another.
+
+    Returns:
+        [B, H, W, C].
 
     Raises:
-        Unsupported: a dtype that they do not have.
+        Unsupported: another GPU, or a dtype, a number of channels, a kernel size, an alignment or a tile that the kernel does
+            not have.
     """
-    if like.dtype not in _TYPES:
-        raise Unsupported(f"no Hopper kernel for {like.dtype}")
-    rows, _, channels = weights.shape
-    shape = library.Shape(
-        batch,
-        channels,
-        *geometry.input_grid,
-        *geometry.grid,
-        geometry.num_experts,
-        geometry.selected,
-        rows // geometry.num_experts,
-        geometry.kernel_size,
-        geometry.offset,
-        int(geometry.wrap),
-    )
-    listed = library.make_windows(
-        windows.counts,
-        windows.ids,
-        windows.masks,
-        windows.slots,
-        *windows.tiles,
-        *windows.step,
-        windows.first,
-        *windows.size,
-        windows.capacity,
-    )
-    of_tile = library.Tile(tile.rows, tile.columns, tile.batch)
-    places = (ctypes.byref(shape), ctypes.byref(listed), ctypes.byref(of_tile))
-    return (*places, geometry.choices, _TYPES[like.dtype], _processors(like.get_device()))
+    geometry = plan.geometry
+    dx = g.new_empty(g.shape[0], *geometry.input_grid, weights.shape[-1])
+    task = make_task(g, weights.shape, plan.input_grad, geometry.input_tile, geometry, HALF_TYPES)
+    call("smoe_input_grad_hopper", g, weights, dx, *task)
+    return dx
 
 
-@functools.cache
-def _processors(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+def weight_grad(x: Tensor, g: Tensor, plan: Plan, num_filters: int, *, deterministic: bool) -> Tensor:
+    """The gradient of the packed weights.
+
+    A gradient that is not finite reaches the expert it belongs to and no other. An input that is not finite reaches the
+    experts of its pixel's neighbours, and may reach others that the same region lists.
+
+    Args:
+        x: [B, H, W, C], contiguous, 16-byte aligned.
+        g: [B, Ho, Wo, K F], contiguous, 16-byte aligned, of the dtype of ``x``.
+        plan: of the routing, for this batch. The selections of a pixel must differ from one another.
+        num_filters: F.
+        deterministic: the same bits in every run.
+
+    Returns:
+        [N F, k k, C] float32; zero for experts that no pixel selects.
+
+    Raises:
+        Unsupported: another GPU, or a dtype, a number of channels, a kernel size, an alignment or a region that the kernel does
+            not have.
+    """
+    geometry = plan.geometry
+    shape = (geometry.num_experts * num_filters, geometry.kernel_size**2, x.shape[-1])
+    dw = x.new_empty(shape, dtype=torch.float32)
+    workspace, bytes_ = None, 0
+    if deterministic:
+        bytes_ = workspace_bytes(geometry, num_filters, x.shape[-1])
+        workspace = x.new_empty(bytes_, dtype=torch.uint8)
+    task = make_task(x, shape, plan.weight_grad, geometry.tile, geometry, HALF_TYPES)
+    call("smoe_weight_grad_hopper", x, g, dw, workspace, bytes_, *task)
+    return dw
+
+
+def workspace_bytes(geometry: Geometry, num_filters: int, channels: int) -> int:
+    """Memory that ordered sums need; struct Ordered of ``weight_grad_ordered.cuh``."""
+    family = geometry.families[2]
+    regions = geometry.choices * family.tiles[0] * family.tiles[1]
+    longest = family.capacity(geometry.num_experts, geometry.selected) * num_filters
+    row = geometry.kernel_size**2 * channels * 4
+    head = -(-(regions * 8 + (regions + 2) * 4 + geometry.num_experts * regions * 2) // 256) * 256
+    return head + longest * row + max(longest * row, min(regions * longest * row, _MOST_BYTES))

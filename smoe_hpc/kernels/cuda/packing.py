@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.kernels.cuda.library import call
-
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Type of common.cuh
+from smoe_hpc.kernels.cuda.task import TYPES
 
 
 def padded_channels(channels: int) -> int:

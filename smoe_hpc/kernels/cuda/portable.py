@@ -9,17 +9,13 @@ expert, k kernel size.
 from __future__ import annotations
 
 import ctypes
-import functools
 
 import torch
 from torch import Tensor
 
-from smoe_hpc.kernels.cuda import library
-from smoe_hpc.kernels.cuda.library import Unsupported, call
-from smoe_hpc.kernels.plan import Geometry, Plan, Windows
-from smoe_hpc.kernels.windows import Tile
-
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Type of common.cuh
+from smoe_hpc.kernels.cuda.library import call
+from smoe_hpc.kernels.cuda.task import make_task
+from smoe_hpc.kernels.plan import Plan
 
 
 def forward(x: Tensor, weights: Tensor, plan: Plan) -> Tensor:
@@ -39,7 +35,7 @@ def forward(x: Tensor, weights: Tensor, plan: Plan) -> Tensor:
     geometry = plan.geometry
     filters = weights.shape[0] // geometry.num_experts
     y = x.new_empty(x.shape[0], *geometry.grid, geometry.selected * filters)
-    call("smoe_forward_portable", x, weights, y, *_task(x, weights.shape, plan.forward, geometry.tile, geometry))
+    call("smoe_forward_portable", x, weights, y, *make_task(x, weights.shape, plan.forward, geometry.tile, geometry))
     return y
 
 
@@ -55,7 +51,7 @@ def input_grad(g: Tensor, weights: Tensor, plan: Plan) -> Tensor:
     """
     geometry = plan.geometry
     dx = g.new_empty(g.shape[0], *geometry.input_grid, weights.shape[2])
-    task = _task(g, weights.shape, plan.input_grad, geometry.input_tile, geometry)
+    task = make_task(g, weights.shape, plan.input_grad, geometry.input_tile, geometry)
     call("smoe_input_grad_portable", g, weights, dx, *task)
     return dx
 
@@ -73,54 +69,10 @@ def weight_grad(x: Tensor, g: Tensor, shape: torch.Size, plan: Plan, *, ordered:
     """
     geometry = plan.geometry
     dw = torch.empty(shape, dtype=torch.float32, device=x.device)
-    task = _task(x, shape, plan.weight_grad, geometry.tile, geometry)
+    task = make_task(x, shape, plan.weight_grad, geometry.tile, geometry)
     size = ctypes.c_int64(0)
     with torch.cuda.device(x.device):
         call("smoe_weight_grad_portable_workspace", ctypes.byref(size), *task, int(ordered))
     workspace = torch.empty(size.value, dtype=torch.uint8, device=x.device)
     call("smoe_weight_grad_portable", x, g, dw, *task, workspace, size.value, int(ordered))
     return dw
-
-
-def _task(like: Tensor, weights: torch.Size, windows: Windows, tile: Tile, geometry: Geometry) -> tuple[object, ...]:
-    """The arguments that the three kernels have in common; ``like`` has the batch, dtype and device."""
-    if like.dtype not in _TYPES:
-        raise Unsupported(f"no portable kernel for {like.dtype}")
-    rows, _, channels = weights
-    shape = library.Shape(
-        like.shape[0],
-        channels,
-        *geometry.input_grid,
-        *geometry.grid,
-        geometry.num_experts,
-        geometry.selected,
-        rows // geometry.num_experts,
-        geometry.kernel_size,
-        geometry.offset,
-        int(geometry.wrap),
-    )
-    listed = library.make_windows(
-        windows.counts,
-        windows.ids,
-        windows.masks,
-        windows.slots,
-        *windows.tiles,
-        *windows.step,
-        windows.first,
-        *windows.size,
-        windows.capacity,
-    )
-    of_tile = library.Tile(tile.rows, tile.columns, tile.batch)
-    return (
-        ctypes.byref(shape),
-        ctypes.byref(listed),
-        ctypes.byref(of_tile),
-        geometry.choices,
-        _TYPES[like.dtype],
-        _processors(like.get_device()),
-    )
-
-
-@functools.cache
-def _processors(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.kernels.cuda.library import available, call
+from smoe_hpc.kernels.cuda.task import TYPES
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Type of common.cuh
 _MAGNITUDES = 1 << 15  # of a 16-bit number
 _LEVEL_BYTES = 4 * 24604  # RowWork of signal_quantile.cu
 _COUNTED_AT_LEAST = 1 << 14  # values of a row that are worth a block of their own
@@ -29,7 +29,7 @@ _LOADING = 128  # experts that a block could have dealt with while it reads the 
 
 def serves(tensor: Tensor) -> bool:
     """Whether the kernels take tensors of this device and type."""
-    return tensor.dtype in _TYPES and available(tensor.device)
+    return tensor.dtype in TYPES and available(tensor.device)
 
 
 @functools.cache
@@ -81,7 +81,7 @@ def quantiles_of(
     parts = max(1, min(room, -(-size // _COUNTED_AT_LEAST)))
     result = torch.empty(len(quantiles), batch, dtype=torch.float32, device=rows.device)
     places = (len(quantiles), *_place(quantiles[0], size), *_place(quantiles[-1], size), parts)
-    sizes = (scale, half_numel, _TYPES[rows.dtype], batch, size)
+    sizes = (scale, half_numel, TYPES[rows.dtype], batch, size)
     if at_once:
         bytes_of_work = batch * parts * (4 * _MAGNITUDES + 32) if parts > 1 else 16
         work = torch.empty(bytes_of_work, dtype=torch.uint8, device=rows.device)
@@ -131,7 +131,7 @@ def judge(
         before_weighting = before_weighting.contiguous(memory_format=inner)
     scale = None if scale is None else scale.to(torch.float32)
     divisor = None if error_divisor is None else error_divisor.to(torch.float32).contiguous()
-    half_numel, kind = grad.numel() / 2, _TYPES[grad.dtype]
+    half_numel, kind = grad.numel() / 2, TYPES[grad.dtype]
 
     def form(factors: Tensor | None, errors: Tensor | None, sums: Tensor | None) -> None:
         sizes = (kind, batch, selected, filters, pixels)
