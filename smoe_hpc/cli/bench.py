@@ -85,7 +85,7 @@ def loader(
 
 @app.command()
 def layer(
-    selection: Annotated[str, typer.Option(help="quick (2 minutes on an H200), full (8) or cpu; see --case.")] = "",
+    selection: Annotated[str, typer.Option(help="quick, full or cpu; see --case and --limit.")] = "",
     case: Annotated[
         list[str] | None, typer.Option(help="In place of a selection: sizes, e.g. 'B8 C128 128x256 N1024 K128 F1'; repeatable.")
     ] = None,

@@ -3,8 +3,7 @@
 *Tiled* kernels compute, for every tile of pixels, the experts that any of them selects; *dense* is the library's convolution
 with all experts and a gather. The choice follows from sizes and type alone, never from a routing or a clock: it is the same
 on every rank and in every run, and nothing is read back from the device. A smooth routing is assumed: a tile of p pixels
-lists about ``K (1 + a log2 p (1 + log2(N / K)))`` experts, and never more than N; where it is random, tiles list more, but
-then the dense form moves as many columns through memory and is no faster.
+lists about ``K (1 + a log2 p (1 + log2(N / K)))`` experts, and never more than N. Where it is random, tiles list more.
 
 Dimensions: B batch, C input channels, N experts, K selected, F filters per expert, k kernel size.
 """
@@ -22,7 +21,7 @@ from smoe_hpc.kernels.windows import MOST_MASK_BITS, Tile
 
 @dataclass(frozen=True)
 class Rates:
-    """Speed of a device, fitted to measurements on an H200.
+    """Speed of a device. The numbers below are set by hand, after single measurements on an H200, and not yet fitted.
 
     Args:
         tiled, dense: multiply-adds a second of columns computed, in units of 1e12: forward and both gradients together.

@@ -68,7 +68,7 @@ class _ExpertConv(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, indices, *plan)
         ctx.padding = padding
-        return _forward(x, weight, indices, padding, plan)
+        return _forward(x, weight, indices, padding, plan, looks=True)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -83,10 +83,14 @@ class _ExpertConv(torch.autograd.Function):
 # -- kernels ---------------------------------------------------------------------------------------------------------------
 
 
-def _forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]) -> Tensor:
+def _forward(
+    x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor], looks: bool = False
+) -> Tensor:
+    """``looks``: also at a GPU's indices, which waits for it; compiled graphs, whose indices are new each time, do not."""
     _check(x, weight, indices, padding)
     if x.is_cuda:
-        check_range(indices, weight.shape[0])
+        if looks:
+            check_range(indices, weight.shape[0])
         convolution = _cuda(x)
         if convolution is not None:
             return _laid_out(convolution.forward(x, weight, indices, padding, plan), x)
@@ -94,7 +98,8 @@ def _forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Seq
         y = _empty_output(x, weight, indices)
         cpu.forward(x, weight, indices, padding, y)
         return y
-    check_range(indices, weight.shape[0])
+    else:
+        check_range(indices, weight.shape[0])
     return _laid_out(torch_forms.forward(x, weight, indices, padding), x)
 
 

@@ -23,7 +23,7 @@ def mark_in_range(indices: Tensor, num_experts: int) -> None:
 def check_range(indices: Tensor, num_experts: int) -> None:
     """Refuse indices out of range.
 
-    While a CUDA graph is captured nothing can be looked at; the compiled kernels leave out what is out of range.
+    While a CUDA graph is captured nothing can be looked at.
 
     Raises:
         ConfigError: some are not in 0..num_experts - 1.
