@@ -171,8 +171,8 @@ def modes_of(text: str) -> tuple[bool, ...]:
     return modes[text]
 
 
-def layer_study(scope: Scope, say: Callable[[str], None]) -> Study:
-    """Measure all that the scope asks for; what is found is said case by case."""
+def layer_study(scope: Scope, say: Callable[[str], None], keep: Callable[[Study], None] = lambda study: None) -> Study:
+    """Measure all that the scope asks for; what is found is said, and given to ``keep``, case by case."""
     started = time.perf_counter()
     device = torch.device(scope.device)
     before = torch.get_num_threads()
@@ -188,6 +188,7 @@ def layer_study(scope: Scope, say: Callable[[str], None]) -> Study:
             study.lines.extend(_with_ratios(lines))
             done = sum(line.timing is not None for line in lines)
             say(f"{case}: {done} measurements, {time.perf_counter() - started:.0f} s so far")
+            keep(study)
             clock.clean()
     finally:
         torch.set_num_threads(before)

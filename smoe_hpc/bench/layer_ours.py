@@ -99,7 +99,7 @@ def ours(part: str, inputs: Inputs) -> Call | None:
 
 def runs_tiles(inputs: Inputs) -> bool:
     """Whether sizes and type choose the tiled kernels of a GPU, and a plan with them, or the library's dense form."""
-    return inputs.x.is_cuda and planning.suits_tiles(*_of_a_plan(inputs)[:3], inputs.routing.indices.shape)
+    return inputs.x.is_cuda and planning.suits_tiles(*_of_a_plan(inputs)[:3], inputs.routing.choice.shape)
 
 
 def _of_a_plan(inputs: Inputs) -> tuple[torch.dtype, int, tuple[int, ...], str]:
@@ -111,7 +111,7 @@ def _of_a_plan(inputs: Inputs) -> tuple[torch.dtype, int, tuple[int, ...], str]:
 def _plan_anew(inputs: Inputs) -> list[Tensor]:
     """The plan as a layer makes it after its routing changed."""
     routing = inputs.routing
-    return Routing(routing.indices, routing.num_experts, routing.index).plan(*_of_a_plan(inputs))
+    return Routing(routing.choice, routing.num_experts).plan(*_of_a_plan(inputs))
 
 
 def plan_of(inputs: Inputs) -> Plan:
@@ -120,7 +120,7 @@ def plan_of(inputs: Inputs) -> Plan:
     geometry = planning.geometry_for(
         shape.num_experts, shape.selected, shape.grid, shape.batch, shape.kernel_size, inputs.padding, False
     )
-    return make_plan(to_index(inputs.routing.indices), geometry)
+    return make_plan(to_index(inputs.routing.choice), geometry)
 
 
 @contextlib.contextmanager

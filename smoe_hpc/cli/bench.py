@@ -137,12 +137,11 @@ def layer(
     if profile:
         run_profile(scope, say)
         return
-    found = study.layer_study(scope, say)
+    found = study.layer_study(scope, say, lambda so_far: write_json(json_file, so_far.as_dict()))
     for title, columns, cells in tables(found):
         show_table(title, columns, cells)
     for line in problems(found):
         say(line)
-    write_json(json_file, found.as_dict())
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, y: Tensor)
         ConfigError: indices out of range.
         RunError: no memory.
     """
-    x, weight, indices, out = _wide(x), _wide_weight(weight, x), indices.contiguous(), _wide_like(y)
+    x, weight, indices, out = _wide(x), _wide_weight(weight, x), _numbers(indices), _wide_like(y)
     sizes = _sizes(x, weight, indices, padding)
     status = _library().smoe_cpu_forward(*sizes, *_map(x), weight.data_ptr(), *_map(out))
     if status:
@@ -58,7 +58,7 @@ def backward(
         ConfigError: indices out of range.
         RunError: no memory.
     """
-    g, values, wide_weight, indices = _wide(g), _wide(x), _wide_weight(weight, x), indices.contiguous()
+    g, values, wide_weight, indices = _wide(g), _wide(x), _wide_weight(weight, x), _numbers(indices)
     to_x = None if dx is None else _wide_like(dx)
     to_weight = None if dw is None else _wide_like(dw)
     status = _library().smoe_cpu_backward(
@@ -87,6 +87,10 @@ def _wide_like(tensor: Tensor) -> Tensor:
 def _wide_weight(weight: Tensor, x: Tensor) -> Tensor:
     """Contiguous, rounded to the type of x."""
     return _wide(weight if weight.dtype == x.dtype else weight.to(x.dtype)).contiguous()
+
+
+def _numbers(indices: Tensor) -> Tensor:
+    return indices.to(torch.int64).contiguous()
 
 
 def _sizes(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> tuple[Any, ...]:

@@ -28,9 +28,9 @@ def expert_conv2d(
     Args:
         x: [B, C, H, W]; float32, float64, bfloat16 or float16.
         weight: [N, F, C, k, k], k odd.
-        indices: [K, H, W] or [B, K, H, W], int64 in 0..N-1.
+        indices: [K, H, W] or [B, K, H, W], int64 or int32 in 0..N-1.
         padding: "zeros", "periodic_longitude" or "sphere"; see :func:`smoe_hpc.kernels.padding.pad`.
-        plan: tensors of the plan of these indices, which a GPU's kernels use; without them they make one in every call.
+        plan: tensors of the plan of these indices, which a GPU's kernels use; without them one is made in every call.
 
     Returns:
         [B, K F, H, W]; channel ``k * F + f`` is filter f of the k-th selected expert. Channels last on a GPU, on a CPU

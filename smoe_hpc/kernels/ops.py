@@ -66,17 +66,21 @@ class _ExpertConv(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, indices, *plan)
+        _check(x, weight, indices, padding)
+        packed, convolution = None, _cuda(x)
+        if convolution is not None:
+            plan, packed = convolution.prepare(x, weight, indices, padding, plan)
+        ctx.save_for_backward(x, weight, indices, packed, *plan)
         ctx.padding = padding
-        return _forward(x, weight, indices, padding, plan, looks=True)
+        return _forward(x, weight, indices, padding, plan, packed, looks=True)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, indices, *plan = ctx.saved_tensors
+        x, weight, indices, packed, *plan = ctx.saved_tensors
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled() or _traced(grads[0], weight):
             return _differentiable_backward(grads[0], x, weight, indices, ctx.padding, plan, needs_x, needs_weight)
-        dx, dw = _backward(grads[0], x, weight, indices, ctx.padding, plan, needs_x, needs_weight)
+        dx, dw = _backward(grads[0], x, weight, indices, ctx.padding, plan, needs_x, needs_weight, packed)
         return dx, dw, None, None, None
 
 
@@ -84,16 +88,26 @@ class _ExpertConv(torch.autograd.Function):
 
 
 def _forward(
-    x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor], looks: bool = False
+    x: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    padding: str,
+    plan: Sequence[Tensor],
+    packed: Tensor | None = None,
+    *,
+    looks: bool = False,
 ) -> Tensor:
-    """``looks``: also at a GPU's indices, which waits for it; compiled graphs, whose indices are new each time, do not."""
-    _check(x, weight, indices, padding)
+    """Args beyond those of the operation.
+
+    packed: the weights as a GPU's kernels take them; made now if None.
+    looks: also at a GPU's indices, which waits for it; compiled graphs, whose indices are new each time, do not.
+    """
     if x.is_cuda:
         if looks:
             check_range(indices, weight.shape[0])
         convolution = _cuda(x)
         if convolution is not None:
-            return _laid_out(convolution.forward(x, weight, indices, padding, plan), x)
+            return _laid_out(convolution.forward(x, weight, indices, padding, plan, packed), x)
     elif cpu.serves(x):
         y = _empty_output(x, weight, indices)
         cpu.forward(x, weight, indices, padding, y)
@@ -112,6 +126,7 @@ def _backward(
     plan: Sequence[Tensor],
     needs_x: bool,
     needs_weight: bool,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     if g.dtype != x.dtype:
         g = g.to(x.dtype)
@@ -119,10 +134,10 @@ def _backward(
         convolution = _cuda(x)
         if convolution is not None:
             dx = dw = None
-            if needs_x:
-                dx = _laid_out(convolution.input_grad(g, weight, indices, padding, plan, x.shape), x)
-            if needs_weight:
+            if needs_weight:  # first: what it works with is given back before the larger dx is there
                 dw = convolution.weight_grad(g, x, indices, padding, plan, weight.shape, weight.dtype)
+            if needs_x:
+                dx = _laid_out(convolution.input_grad(g, weight, indices, padding, plan, x.shape, packed), x)
             return dx, dw
     elif cpu.serves(x):
         dx = torch.empty(x.shape, dtype=x.dtype, memory_format=_memory_format(x)) if needs_x else None
@@ -134,7 +149,9 @@ def _backward(
 
 
 def _cuda(x: Tensor) -> ModuleType | None:
-    """The compiled kernels of this GPU; None where there are none."""
+    """The compiled kernels of the GPU that a tensor is on; None where there are none."""
+    if not x.is_cuda:
+        return None
     from smoe_hpc.kernels.cuda import library
 
     if not library.available(x.get_device()):
@@ -182,8 +199,8 @@ def _check(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> None:
         )
     if indices.shape[-3] > num_experts:
         raise ConfigError(f"{indices.shape[-3]} experts a pixel selected of {num_experts}: select at most all of them")
-    if indices.dtype != torch.int64:
-        raise ConfigError(f"indices are {indices.dtype}; give torch.int64")
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise ConfigError(f"indices are {indices.dtype}; give torch.int64 or torch.int32")
     if x.dtype not in _DTYPES or (weight.dtype != x.dtype and (weight.dtype, x.itemsize) != (torch.float32, 2)):
         raise ConfigError(f"input is {x.dtype}, weights are {weight.dtype}; convert one of them, or use torch.autocast")
     if not x.device == weight.device == indices.device:
@@ -193,6 +210,11 @@ def _check(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> None:
 
 
 # -- registration ----------------------------------------------------------------------------------------------------------
+
+
+def _registered_forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]) -> Tensor:
+    _check(x, weight, indices, padding)
+    return _forward(x, weight, indices, padding, plan)
 
 
 def _registered_backward(*args: Any) -> tuple[Tensor, Tensor]:
@@ -282,7 +304,7 @@ def _autocast_kernel(device: str, key: torch._C.DispatchKey) -> Callable[..., Te
 
 
 for _device in ("CPU", "CUDA"):
-    _library.impl("expert_conv2d", _forward, _device)
+    _library.impl("expert_conv2d", _registered_forward, _device)
     _library.impl("expert_conv2d_backward", _registered_backward, _device)
     _key = getattr(torch._C.DispatchKey, f"Autocast{_device}")
     _library.impl("expert_conv2d", _autocast_kernel(_device.lower(), _key), f"Autocast{_device}")

@@ -111,8 +111,8 @@ class Plan:
 
 
 def to_index(indices: Tensor) -> Tensor:
-    """Indices [K, H, W] or [S, K, H, W], int64, as [S, P, K], int32: pixel by pixel, P = H W."""
-    if indices.device.type == "cuda":
+    """Indices [K, H, W] or [S, K, H, W] as [S, P, K], int32: pixel by pixel, P = H W; no copy where they lie so already."""
+    if indices.dtype == torch.int64 and indices.device.type == "cuda":
         from smoe_hpc.kernels.cuda.planning import Unsupported, to_index_cuda
 
         with contextlib.suppress(Unsupported):

@@ -24,9 +24,7 @@ _library.define(
     "plan(Tensor index, int num_experts, int height, int width, int batch, int kernel_size, str padding) -> Tensor[]",
     tags=torch.Tag.pt2_compliant_tag,
 )
-_library.define(
-    "select(Tensor values, int selected, str expert_order) -> (Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag
-)
+_library.define("select(Tensor values, int selected, str expert_order) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
 
 
 def suits_tiles(dtype: torch.dtype, batch: int, weight_shape: Sequence[int], indices_shape: Sequence[int]) -> bool:
@@ -42,7 +40,8 @@ def suits_tiles(dtype: torch.dtype, batch: int, weight_shape: Sequence[int], ind
     selected, height, width = indices_shape[-3:]
     if dtype not in _DTYPES or experts > MOST_EXPERTS or not min(batch, *weight_shape, *indices_shape):
         return False
-    return prefers_tiles(dtype, batch, height * width, channels, experts, selected, filters, size**2)
+    prefers = prefers_tiles.__wrapped__ if torch.compiler.is_compiling() else prefers_tiles  # compilers see through no cache
+    return prefers(dtype, batch, height * width, channels, experts, selected, filters, size**2)
 
 
 def plan_tensors(
@@ -54,8 +53,8 @@ def plan_tensors(
     return _plan(index, num_experts, *grid, batch, kernel_size, padding)
 
 
-def select(values: Tensor, selected: int, expert_order: str) -> tuple[Tensor, Tensor]:
-    """The choice on a GPU: indices [K, H, W] or [S, K, H, W] int64, and the same as index [S, P, K] int32."""
+def select(values: Tensor, selected: int, expert_order: str) -> Tensor:
+    """The choice on a GPU as index [S, P, K] int32, from values [N, H, W] or [S, N, H, W]."""
     if torch.compiler.is_compiling():
         return torch.ops.smoe_hpc.select.default(values, selected, expert_order)
     return _select(values, selected, expert_order)
@@ -115,19 +114,15 @@ def geometry_of(
     )
 
 
-def _select(values: Tensor, selected: int, expert_order: str) -> tuple[Tensor, Tensor]:
+def _select(values: Tensor, selected: int, expert_order: str) -> Tensor:
     from smoe_hpc.kernels.cuda.selection import select_cuda
 
-    index, indices = select_cuda(values, selected, expert_order)
-    assert indices is not None
-    return indices, index
+    return select_cuda(values, selected, expert_order, with_indices=False)[0]
 
 
-def _fake_select(values: Tensor, selected: int, expert_order: str) -> tuple[Tensor, Tensor]:
+def _fake_select(values: Tensor, selected: int, expert_order: str) -> Tensor:
     choices = values.shape[0] if values.dim() == 4 else 1
-    pixels = values.shape[-2] * values.shape[-1]
-    indices = values.new_empty((*values.shape[:-3], selected, *values.shape[-2:]), dtype=torch.int64)
-    return indices, values.new_empty((choices, pixels, selected), dtype=torch.int32)
+    return values.new_empty((choices, values.shape[-2] * values.shape[-1], selected), dtype=torch.int32)
 
 
 def _plan(index: Tensor, num_experts: int, height: int, width: int, batch: int, kernel_size: int, padding: str) -> list[Tensor]:

@@ -27,26 +27,30 @@ class Routing:
     """The experts every pixel uses.
 
     Args:
-        indices: [K, H, W], or [B, K, H, W] where each sample has its own; int64 numbers of experts, all different at a
-            pixel. Output channel k of a pixel is its k-th entry.
+        choice: [K, H, W], or [B, K, H, W] where each sample has its own; int64 or int32 numbers of experts, all different at
+            a pixel. Output channel k of a pixel is its k-th entry. A GPU's are int32 and lie pixel by pixel, as its kernels
+            take them.
         num_experts: N.
-        index: the same as [1, H W, K] or [B, H W, K] int32, as a GPU's kernels take it; made when needed.
     """
 
-    indices: Tensor
+    choice: Tensor
     num_experts: int
-    index: Tensor | None = field(default=None, repr=False, compare=False)
     _plans: dict[tuple[object, ...], list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def indices(self) -> Tensor:
+        """The choice as torch's indexing takes it, int64: a copy where it is int32."""
+        return self.choice.to(torch.int64)
 
     @property
     def selected(self) -> int:
         """K, the number of experts a pixel uses."""
-        return self.indices.shape[-3]
+        return self.choice.shape[-3]
 
     @property
     def per_sample(self) -> bool:
         """Whether each sample of the batch has its own choice."""
-        return self.indices.dim() == 4
+        return self.choice.dim() == 4
 
     def plan(self, dtype: torch.dtype, batch: int, weight_shape: Sequence[int], padding: str) -> list[Tensor]:
         """Tensors of this choice's plan for a layer, for :func:`smoe_hpc.kernels.expert_conv2d`; kept for the next time.
@@ -60,28 +64,30 @@ class Routing:
             weight_shape: N, F, C, k, k.
             padding: of the layer.
         """
-        indices = self.indices
-        if not (indices.is_cuda and planning.suits_tiles(dtype, batch, weight_shape, indices.shape)):
+        choice = self.choice
+        if not (choice.is_cuda and planning.suits_tiles(dtype, batch, weight_shape, choice.shape)):
             return []
         key = (batch, weight_shape[-1], padding)
-        if key not in self._plans and library.available(indices.device):
-            index = self.index if self.index is not None else to_index(indices)
-            grid = (int(indices.shape[-2]), int(indices.shape[-1]))
+        if key not in self._plans and library.available(choice.device):
+            grid = (int(choice.shape[-2]), int(choice.shape[-1]))
             with torch.no_grad():
-                self._plans[key] = planning.plan_tensors(index, self.num_experts, grid, batch, weight_shape[-1], padding)
+                self._plans[key] = planning.plan_tensors(
+                    to_index(choice), self.num_experts, grid, batch, weight_shape[-1], padding
+                )
         return self._plans.get(key, [])
 
     def load(self) -> Tensor:
         """Share of all selections that each expert gets: [N], float32, sums to 1."""
-        chosen = self.indices.flatten()
-        counts = chosen.new_zeros(self.num_experts).index_add_(0, chosen, torch.ones_like(chosen))
+        chosen = self.choice.flatten()
+        ones = torch.ones_like(chosen, dtype=torch.int64)
+        counts = ones.new_zeros(self.num_experts).index_add_(0, chosen, ones)
         return counts.to(torch.float32) / max(chosen.numel(), 1)
 
     def changed_from(self, other: Routing) -> Tensor:
         """Share of this routing's selections (pixel, expert) that ``other`` does not have; 0-d float32."""
         if self.selected == 1:
-            return (self.indices != other.indices).to(torch.float32).mean()
-        new, old = self.indices.sort(-3).values, other.indices.sort(-3).values
+            return (self.choice != other.choice).to(torch.float32).mean()
+        new, old = (routing.choice.to(torch.int32).sort(-3).values for routing in (self, other))
         dim = new.dim() - 3
         here = torch.searchsorted(old.movedim(dim, -1).contiguous(), new.movedim(dim, -1).contiguous())
         found = old.movedim(dim, -1).gather(-1, here.clamp(max=self.selected - 1)) == new.movedim(dim, -1)
@@ -117,9 +123,9 @@ def _selects_compiled(values: Tensor, selected: int, expert_order: str) -> bool:
     return bool(values.numel()) and can_select(values.shape[-3], selected, expert_order)
 
 
-def _made(indices: Tensor, num_experts: int, index: Tensor | None = None) -> Routing:
-    mark_in_range(indices, num_experts)
-    return Routing(indices, num_experts, index)
+def _made(choice: Tensor, num_experts: int) -> Routing:
+    mark_in_range(choice, num_experts)
+    return Routing(choice, num_experts)
 
 
 def select_experts(values: Tensor, selected: int, expert_order: str = "rank") -> Routing:
@@ -143,8 +149,9 @@ def select_experts(values: Tensor, selected: int, expert_order: str = "rank") ->
         raise ConfigError(f"num_experts={num_experts}: at most {1 << 20} experts can be told apart in a selection")
     with torch.no_grad():
         if _selects_compiled(values, selected, expert_order):
-            indices, index = planning.select(values, selected, expert_order)
-            return _made(indices, num_experts, index)
+            index = planning.select(values, selected, expert_order)
+            choice = index.unflatten(1, values.shape[-2:]).permute(0, 3, 1, 2)
+            return _made(choice if values.dim() == 4 else choice[0], num_experts)
         if selected == 1:
             return _made(_best(values), num_experts)
         if values.dtype == torch.float64:

@@ -11,12 +11,16 @@ alone.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smoe_hpc.kernels.padding import pad
 
+_CUDNN_EXACT = 3  # size of the largest filters whose weight gradient cuDNN works out directly
 _FEW_TAPS = 64  # C K F up to which the per-pixel form is the faster one on a CPU
 
 
@@ -25,7 +29,8 @@ def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> Tensor:
     padded, weight = pad(x, weight.shape[-1], padding), weight.to(x.dtype)
     if _per_pixel_is_faster(x.shape, weight, indices):
         return _per_pixel(padded, weight, indices)
-    every = F.conv2d(padded, weight.flatten(0, 1)).unflatten(1, weight.shape[:2])
+    with _exact(x):
+        every = F.conv2d(padded, weight.flatten(0, 1)).unflatten(1, weight.shape[:2])
     return every.gather(1, _chosen(indices, weight.shape[1], x.shape[0])).flatten(1, 2)
 
 
@@ -38,15 +43,10 @@ def backward(
     if _per_pixel_is_faster(x.shape, weight, indices):
         grad_padded, grad_weight = _per_pixel_backward(g, padded, cast, indices, needs_x, needs_weight)
     else:
-        every = g.new_zeros(x.shape[0], *weight.shape[:2], *x.shape[2:])
-        every.scatter_add_(1, _chosen(indices, weight.shape[1], x.shape[0]), g.unflatten(1, (-1, weight.shape[1])))
-        grad_padded, grad_weight, _ = torch.ops.aten.convolution_backward(
-            every.flatten(1, 2), padded, cast.flatten(0, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
-            [needs_x, needs_weight, False],
-        )  # fmt: skip
+        grad_padded, grad_weight = _dense_backward(g, padded, cast, indices, needs_x, needs_weight)
     return (
         fold(grad_padded, size, padding) if needs_x else None,
-        grad_weight.view(weight.shape).to(weight.dtype) if needs_weight else None,
+        grad_weight.reshape(weight.shape).to(weight.dtype).contiguous() if needs_weight else None,
     )
 
 
@@ -72,9 +72,51 @@ def fold(padded: Tensor, kernel_size: int, padding: str) -> Tensor:
     return inner
 
 
+@contextlib.contextmanager
+def _exact(x: Tensor) -> Iterator[None]:
+    """Convolutions and products of float32 on a GPU without TF32, which torch allows by default and which keeps 10 bits."""
+    if x.device.type != "cuda" or x.dtype != torch.float32:
+        yield
+        return
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision, products.fp32_precision
+    convolutions.fp32_precision = products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision, products.fp32_precision = before
+
+
+def _dense_backward(
+    g: Tensor, padded: Tensor, weight: Tensor, indices: Tensor, needs_x: bool, needs_weight: bool
+) -> tuple[Tensor, Tensor]:
+    spread = g.new_zeros(g.shape[0], *weight.shape[:2], *g.shape[2:])
+    spread.scatter_add_(1, _chosen(indices, weight.shape[1], g.shape[0]), g.unflatten(1, (-1, weight.shape[1])))
+    every, by_taps = spread.flatten(1, 2), needs_weight and g.device.type == "cuda" and weight.shape[-1] > _CUDNN_EXACT
+    with _exact(g):
+        grad_padded, grad_weight, _ = torch.ops.aten.convolution_backward(
+            every, padded, weight.flatten(0, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1,
+            [needs_x, needs_weight and not by_taps, False],
+        )  # fmt: skip
+        return grad_padded, _weight_gradient_by_taps(every, padded, weight.shape[-1]) if by_taps else grad_weight
+
+
+def _weight_gradient_by_taps(every: Tensor, padded: Tensor, size: int) -> Tensor:
+    """[N F, C, k, k] of the gradient at all experts [B, N F, H, W]: a matrix product for each tap, summed in float32.
+
+    For filters larger than 3 x 3 cuDNN transforms both maps on the way, which loses three digits.
+    """
+    height, width = every.shape[2:]
+    rows, seen = every.permute(1, 0, 2, 3).flatten(1), padded.permute(0, 2, 3, 1)
+    shifted = [seen[:, i : i + height, j : j + width].flatten(0, 2) for i in range(size) for j in range(size)]
+    if every.itemsize == 2:
+        return torch.stack([torch.mm(rows, x, torch.float32) for x in shifted], dim=-1)
+    return torch.stack([torch.mm(rows, x) for x in shifted], dim=-1)
+
+
 def _chosen(indices: Tensor, filters: int, batch: int) -> Tensor:
     """[B, K, F, H, W]: the expert of every output."""
-    return indices.expand(batch, -1, -1, -1).unsqueeze(2).expand(-1, -1, filters, -1, -1)
+    return indices.to(torch.int64).expand(batch, -1, -1, -1).unsqueeze(2).expand(-1, -1, filters, -1, -1)
 
 
 def _per_pixel_is_faster(shape: torch.Size, weight: Tensor, indices: Tensor) -> bool:
@@ -114,7 +156,7 @@ def _per_pixel_backward(
 def _tap_weights(weight: Tensor, indices: Tensor) -> Tensor:
     """[C k k, K F, H, W]: for every tap of the filters, the weight each pixel's selected experts give it."""
     taps = weight.flatten(2).permute(2, 1, 0)  # [C k k, F, N]
-    everywhere = indices.flatten().expand(*taps.shape[:2], -1)
+    everywhere = indices.to(torch.int64).flatten().expand(*taps.shape[:2], -1)
     return taps.gather(2, everywhere).unflatten(2, indices.shape).movedim(1, 2).flatten(1, 2)
 
 

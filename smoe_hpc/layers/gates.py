@@ -183,8 +183,8 @@ class Gate(nn.Module):
                 new = tensor.to(new.device)
             return new
 
-        self.held = {order: Routing(fn(r.indices), r.num_experts) for order, r in self.held.items()}
-        self.waiting = {order: Routing(fn(r.indices), r.num_experts) for order, r in self.waiting.items()}
+        self.held = {order: Routing(fn(r.choice), r.num_experts) for order, r in self.held.items()}
+        self.waiting = {order: Routing(fn(r.choice), r.num_experts) for order, r in self.waiting.items()}
         self.before = None  # may lie on another device than what comes next
         return super()._apply(keep_precision, recurse)
 

@@ -161,7 +161,7 @@ class SpatialMoE2d(GridLayer):
         routing = self.gate.routing(values, self.expert_order)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         plan = routing.plan(dtype, x.shape[0], self.weight.shape, self.padding)
-        y = expert_conv2d(x, self.weight, routing.indices, padding=self.padding, plan=plan)
+        y = expert_conv2d(x, self.weight, routing.choice, padding=self.padding, plan=plan)
         unweighted = y
         if self.weighted:
             chosen = values.gather(-3, routing.indices)
@@ -184,7 +184,7 @@ class SpatialMoE2d(GridLayer):
         y, scalar = route_signal(
             y,
             values if learns else None,
-            routing.indices,
+            routing.choice,
             rules,
             filters=self.filters_per_expert,
             before_weighting=before_weighting if learns else None,

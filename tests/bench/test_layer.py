@@ -92,7 +92,9 @@ def test_useful_work_and_least_bytes_by_hand():
 def test_the_study_measures_every_way_and_part():
     said: list[str] = []
     scope = Scope((Case(TINY, "smooth"), Case(TINY, "learned")), rivals=EAGER, **QUICK)
-    study = layer_study(scope, said.append)
+    kept: list[int] = []
+    study = layer_study(scope, said.append, lambda so_far: kept.append(len(so_far.lines)))
+    assert kept[-1] == len(study.lines)
     assert len(said) == 3
     of_case = [("forward", 6), ("backward", 6), ("step", 3), ("select", 1)]
     lines = [line for line in study.lines if line.case == "B2 C3 6x8 N5 K2 F2 learned"]

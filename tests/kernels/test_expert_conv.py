@@ -94,6 +94,14 @@ def test_rounding_is_small(channels: int, dtype: torch.dtype, bound: float, form
         assert (ours - expected).norm() / expected.norm() < bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_indices_may_be_int32_and_lie_pixel_by_pixel(dtype: torch.dtype):
+    x, weight, indices, g = a_large_case(dtype, 4)
+    by_pixel = indices.to(torch.int32).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for ours, theirs in zip(all_results(x, weight, by_pixel, g), all_results(x, weight, indices, g), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_layouts_that_are_not_contiguous():
     x, weight, indices, g = a_large_case(torch.float64, 10)
     expected = all_results(x, weight, indices, g)
@@ -161,7 +169,7 @@ def test_an_expert_that_there_is_not_is_refused(expert: int):
 
 BAD: list[tuple[dict[str, Tensor], str]] = [
     ({"indices": torch.zeros(5, 3, 4, dtype=torch.int64)}, "5 experts a pixel selected of 4"),
-    ({"indices": torch.zeros(1, 3, 4, dtype=torch.int32)}, "torch.int64"),
+    ({"indices": torch.zeros(1, 3, 4, dtype=torch.int16)}, "torch.int64"),
     ({"indices": torch.zeros(1, 3, 5, dtype=torch.int64)}, "do not fit input"),
     ({"indices": torch.zeros(3, 1, 3, 4, dtype=torch.int64)}, "one choice for each sample"),
     ({"weight": torch.zeros(4, 1, 3, 3, 3)}, "an input of 2 channels"),

@@ -164,6 +164,8 @@ def test_index_from_indices():
     for sample, pixel in [(0, 0), (1, 7), (1, 23)]:
         assert index[sample, pixel].tolist() == routing.indices[sample, :, pixel // 6, pixel % 6].tolist()
     assert torch.equal(to_index(routing.indices[0]), index[:1])
+    by_pixel = index.unflatten(1, (4, 6)).permute(0, 3, 1, 2)  # as a GPU's choice lies
+    assert to_index(by_pixel).data_ptr() == to_index(by_pixel[0]).data_ptr() == index.data_ptr()
 
 
 def test_statistics():

@@ -45,6 +45,14 @@ def test_load_and_change():
     assert old.changed_from(old).item() == 0.0
 
 
+def test_choices_of_either_type_tell_the_same():
+    wide = Routing(torch.tensor([[[0, 1, 2]], [[1, 2, 0]]]), 4)
+    narrow = Routing(torch.tensor([[[1, 1, 3]], [[0, 2, 2]]], dtype=torch.int32), 4)
+    assert narrow.indices.dtype == torch.int64
+    assert narrow.changed_from(wide) == wide.changed_from(narrow) == pytest.approx(1 / 6)
+    assert torch.equal(narrow.load(), torch.tensor([1.0, 2.0, 2.0, 1.0]) / 6)
+
+
 def test_change_of_single_selections():
     old, new = Routing(torch.tensor([[[0, 1, 2, 0]]]), 3), Routing(torch.tensor([[[0, 2, 2, 0]]]), 3)
     assert new.changed_from(old).item() == pytest.approx(0.25)

@@ -25,20 +25,41 @@ from smoe_hpc.kernels.plan import Plan, make_plan, to_index
 from smoe_hpc.kernels.planning import geometry_for, geometry_of, suits_tiles
 
 
-def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]) -> Tensor:
-    """[B, K F, H, W], channels last; see :func:`smoe_hpc.kernels.expert_conv2d`."""
+def prepare(
+    x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """What forward and backward share: the plan that was given, or one made now, and the packed weights; where the dense form
+    is the faster one, neither.
+    """
+    if not suits_tiles(x.dtype, x.shape[0], weight.shape, indices.shape):
+        return (), None
+    if not plan:
+        plan = _plan(x.shape[0], weight.shape, indices, padding, ()).tensors()
+    return plan, pack_weight(weight, x.dtype)
+
+
+def forward(
+    x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor], packed: Tensor | None = None
+) -> Tensor:
+    """[B, K F, H, W], channels last; see :func:`smoe_hpc.kernels.expert_conv2d`. ``packed``: as :func:`prepare` gives it."""
     if not suits_tiles(x.dtype, x.shape[0], weight.shape, indices.shape):
         return torch_forms.forward(x, weight, indices, padding)
     prepared = _plan(x.shape[0], weight.shape, indices, padding, plan)
     rows = _rows(x, weight.shape[-1], padding)
-    packed = pack_weight(weight, x.dtype)
+    weights = pack_weight(weight, x.dtype) if packed is None else packed
     return _first_that_serves(
-        lambda: hopper.forward(rows, packed, prepared), lambda: portable.forward(rows, packed, prepared)
+        lambda: hopper.forward(rows, weights, prepared), lambda: portable.forward(rows, weights, prepared)
     ).permute(0, 3, 1, 2)
 
 
 def input_grad(
-    g: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor], x_shape: torch.Size
+    g: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    padding: str,
+    plan: Sequence[Tensor],
+    x_shape: torch.Size,
+    packed: Tensor | None = None,
 ) -> Tensor:
     """[B, C, H, W], channels last, from g [B, K F, H, W]."""
     if not suits_tiles(g.dtype, x_shape[0], weight.shape, indices.shape):
@@ -46,10 +67,10 @@ def input_grad(
         assert dx is not None
         return dx
     prepared = _plan(x_shape[0], weight.shape, indices, padding, plan)
-    g_rows, packed = _nhwc(g), pack_weight(weight, g.dtype)
+    g_rows, weights = _nhwc(g), pack_weight(weight, g.dtype) if packed is None else packed
     rows = _first_that_serves(
-        lambda: hopper.input_grad(g_rows, packed, prepared),
-        lambda: portable.input_grad(g_rows, packed, prepared),
+        lambda: hopper.input_grad(g_rows, weights, prepared),
+        lambda: portable.input_grad(g_rows, weights, prepared),
     )
     dx = rows[..., : weight.shape[2]].permute(0, 3, 1, 2)
     return torch_forms.fold(dx, weight.shape[-1], padding) if padding == "sphere" else dx

@@ -57,6 +57,7 @@ _libraries: dict[int, ctypes.CDLL | None] = {}  # of each device's number
 _functions: dict[tuple[int, str], Any] = {}
 
 
+@torch.compiler.assume_constant_result
 def available(device: torch.device | int) -> bool:
     """Whether compiled kernels are wanted and run on this device; the first call for a device may compile them."""
     if isinstance(device, torch.device):
