@@ -23,7 +23,7 @@ from smoe_hpc.bench.layer_case import PARTS, Case, cases_of
 from smoe_hpc.bench.layer_ours import deterministic, make_inputs, ours, plan_of, runs_tiles
 from smoe_hpc.bench.layer_rivals import Call, Inputs, conv_gather, plain, published, quiet_compiler
 from smoe_hpc.bench.layer_routing import gate_values
-from smoe_hpc.bench.layer_timing import Clock, Timing, first_line
+from smoe_hpc.bench.layer_timing import Clock, Timing, first_line, working_on
 from smoe_hpc.errors import ConfigError, SmoeError
 from smoe_hpc.kernels.cuda import library
 from smoe_hpc.kernels.plan import plan_statistics
@@ -103,9 +103,10 @@ class Line:
         timing: None where it failed.
         problem: why it failed, in a line.
         useful_tflops: TFLOP/s counting only what the selected experts need.
-        of_rate: the same as a share of the matrix rate.
+        of_rate: the same as a share of the matrix rate; above 1 where a library rounds float32 to TF32, which that rate
+            does not.
         least_mb: MB that must move at least.
-        peak_mb: MB held at the fullest, input, gate and weights included; None on a CPU.
+        peak_mb: MB held at the fullest, input, gate, weights, choice and plan included; None on a CPU.
         times: how often its time goes into that of others: "dense" (the faster of eager and compiled convolution + gather
             along dimension 1), "last" (the same with the gather along the last dimension), "published", "plain".
     """
@@ -128,7 +129,7 @@ class Study:
 
     Args:
         machine: device, torch, and the options that change figures.
-        matrix_tflops: the device's matrix rate.
+        matrix_tflops: the device's matrix rate for the scope's type; see :meth:`Clock.matrix_rate`.
         copy_gb: GB a second of a large copy.
         routing: for each case what its plan says: experts that a tile needs (mean), the share of them that a pixel uses; and
             whether ("tiled", on a GPU) the layer uses it, or the library's dense form.
@@ -178,18 +179,20 @@ def layer_study(scope: Scope, say: Callable[[str], None], keep: Callable[[Study]
     before = torch.get_num_threads()
     torch.set_num_threads(scope.threads)
     try:
-        clock = Clock(device, repeats=scope.repeats, seconds=scope.seconds, cold=scope.cold)
-        study = Study(_machine(scope, device), clock.matrix_rate() / 1e12, clock.copy_rate() / 1e9, {}, [])
-        say(f"{study.machine['device']}: matrix product {study.matrix_tflops:.3g} TFLOP/s, copy {study.copy_gb:,.0f} GB/s")
-        for case in scope.cases:
-            late = time.perf_counter() - started > scope.limit
-            lines = [Line(str(case), "", OURS, problem="not measured: time limit")] if late else []
-            lines = lines or list(_of_case(case, scope, clock, study, started))
-            study.lines.extend(_with_ratios(lines))
-            done = sum(line.timing is not None for line in lines)
-            say(f"{case}: {done} measurements, {time.perf_counter() - started:.0f} s so far")
-            keep(study)
-            clock.clean()
+        with working_on(device):
+            clock = Clock(device, repeats=scope.repeats, seconds=scope.seconds, cold=scope.cold)
+            rates = clock.matrix_rate(DTYPES[scope.dtype]) / 1e12, clock.copy_rate() / 1e9
+            study = Study(_machine(scope, device), *rates, {}, [])
+            say(f"{study.machine['device']}: matrix product {rates[0]:.3g} TFLOP/s, copy {rates[1]:,.0f} GB/s")
+            for case in scope.cases:
+                late = time.perf_counter() - started > scope.limit
+                lines = [Line(str(case), "", OURS, problem="not measured: time limit")] if late else []
+                lines = lines or list(_of_case(case, scope, clock, study, started))
+                study.lines.extend(_with_ratios(lines))
+                done = sum(line.timing is not None for line in lines)
+                say(f"{case}: {done} measurements, {time.perf_counter() - started:.0f} s so far")
+                keep(study)
+                clock.clean()
     finally:
         torch.set_num_threads(before)
     return study
@@ -255,8 +258,8 @@ def attempt(blank: Line, make: Callable[[], Call | None], clock: Clock) -> Line 
         call = make()
         if call is None:
             return None
-        own = clock.held_bytes() - before
         call()
+        own = clock.held_bytes() - before  # of the first call too, which makes the choice and plan that others use
         peak = clock.peak_bytes(call)
         timing = clock.measure(call)
     except (RuntimeError, MemoryError, SmoeError) as error:
@@ -274,7 +277,7 @@ def _with_rates(line: Line, case: Case, scope: Scope, study: Study) -> Line:
     weight_element = 4 if line.way.startswith(OURS) else element
     plain_part = line.way == "plain convolution"
     counted = replace(shape, num_experts=shape.selected) if plain_part else shape
-    least = counted.least_bytes(line.part, element, weight_element)
+    least = counted.least_bytes(line.part, element, weight_element, indexed=not plain_part)
     peak = line.peak_mb
     if peak is not None and line.way != "published":  # which holds copies of its own
         shared = element * shape.batch * shape.pixels * (shape.channels + (line.part != "forward") * shape.out_channels)

@@ -81,18 +81,19 @@ class Shape:
         forward = 2.0 * self.batch * self.pixels * self.out_channels * self.channels * taps
         return {"forward": forward, "backward": 3 * forward, "step": 3 * forward}.get(part, 0.0)
 
-    def least_bytes(self, part: str, element: int, weight_element: int) -> float:
+    def least_bytes(self, part: str, element: int, weight_element: int, *, indexed: bool = True) -> float:
         """Bytes that must move through the device's memory: every input read once, every output written once.
 
         Args:
             part: of :data:`PARTS`, or "select": logits read and indices (4 bytes each) written.
             element: bytes of an element of input and output.
             weight_element: bytes of an element of the parameter and its gradient.
+            indexed: whether there is an index of the chosen experts to read; a plain convolution has none.
         """
         x = self.batch * self.pixels * self.channels * element
         y = self.batch * self.pixels * self.out_channels * element
         weight = self.num_experts * self.filters * self.channels * self.kernel_size**2 * weight_element
-        index = 4 * self.pixels * self.selected
+        index = 4 * self.pixels * self.selected if indexed else 0
         logits = 4 * self.pixels * self.num_experts
         forward = x + weight + index + y
         backward = x + weight + index + y + x + weight  # reads x, weights, indices and g; writes both gradients

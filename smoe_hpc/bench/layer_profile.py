@@ -15,6 +15,7 @@ from smoe_hpc.bench.layer import DTYPES, RIVALS, Scope
 from smoe_hpc.bench.layer_ours import deterministic, make_inputs, ours
 from smoe_hpc.bench.layer_rivals import Call, Inputs
 from smoe_hpc.bench.layer_routing import gate_values
+from smoe_hpc.bench.layer_timing import working_on
 from smoe_hpc.errors import ConfigError
 
 _WARM_UP, _CALLS = 3, 2
@@ -32,6 +33,11 @@ def profile(scope: Scope, say: Callable[[str], None]) -> list[str]:
     device = torch.device(scope.device)
     if device.type != "cuda":
         raise ConfigError(f"--profile marks work for a GPU's profiler, device is {scope.device!r}; use --device cuda")
+    with working_on(device):
+        return _marked(scope, device, say)
+
+
+def _marked(scope: Scope, device: torch.device, say: Callable[[str], None]) -> list[str]:
     case, dtype = scope.cases[0], DTYPES[scope.dtype]
     values = gate_values(case, device, steps=scope.training_steps, padding=scope.padding, dtype=dtype)
     inputs = make_inputs(case.shape, values, dtype, scope.padding)

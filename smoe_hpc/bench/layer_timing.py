@@ -8,10 +8,11 @@ device needs. *Host* is the time until the call returns, nothing waited for.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ class Clock:
     """Measures calls on one device.
 
     Args:
-        device: where the calls compute.
+        device: where the calls compute; a GPU must be torch's current one, see :func:`working_on`.
         repeats: calls that a median is taken over, at most.
         seconds: about how long one measurement may take; long calls are repeated less often, five times at least.
         cold: empty the device's caches before each call by reading something larger.
@@ -101,11 +102,12 @@ class Clock:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
-    def matrix_rate(self) -> float:
-        """FLOP/s of a square product of random bf16 matrices, 8192 on a GPU; on a CPU float32, 1024."""
-        size, dtype = (8192, torch.bfloat16) if self.on_gpu else (1024, torch.float32)
+    def matrix_rate(self, dtype: torch.dtype) -> float:
+        """FLOP/s of a square product of random matrices of this type, 8192 on a GPU, 1024 on a CPU; float32 without TF32."""
+        size = 8192 if self.on_gpu else 1024
         left, right = (torch.randn(size, size, device=self.device, dtype=dtype) for _ in range(2))
-        return 2.0 * size**3 / (self.measure(lambda: left @ right, graph=False).device * 1e-3)
+        with _without_tf32():
+            return 2.0 * size**3 / (self.measure(lambda: left @ right, graph=False).device * 1e-3)
 
     def copy_rate(self) -> float:
         """Bytes a second of a large copy, read and written counted."""
@@ -155,6 +157,21 @@ class Clock:
         graph.replay()
         torch.cuda.synchronize()
         return graph, result
+
+
+def working_on(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Make this GPU the one whose events, graphs and memory a :class:`Clock` sees; nothing on a CPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 def first_line(error: BaseException) -> str:

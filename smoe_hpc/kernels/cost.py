@@ -37,8 +37,8 @@ class Rates:
 
 
 _RATES = {
-    torch.bfloat16: Rates(150.0, 250.0, 60e-6, 60e-6, 1.2e12),
-    torch.float16: Rates(150.0, 250.0, 60e-6, 60e-6, 1.2e12),
+    torch.bfloat16: Rates(190.0, 250.0, 50e-6, 60e-6, 1.2e12),
+    torch.float16: Rates(190.0, 250.0, 50e-6, 60e-6, 1.2e12),
     torch.float32: Rates(11.0, 11.0, 900e-6, 60e-6, 1.2e12),  # dense would be twice as fast, but is not exact to 1e-6
 }
 _QUICK_TAPS = (1, 9)  # kernels of 1x1 and 3x3, which Hopper's own instructions do
@@ -64,6 +64,8 @@ def prefers_tiles(
         samples, pixels: B and H W.
         channels, num_experts, selected, filters, taps: C, N, K, F and k k.
     """
+    if num_experts == selected:
+        return False
     rates = _RATES[dtype]
     work = 3.0 * samples * pixels * channels * taps
     dense_columns, kept = num_experts * filters, selected * filters
@@ -80,12 +82,15 @@ def region_of(num_experts: int, selected: int, grid: tuple[int, int], tile: Tile
     """Rows and columns of the weight gradient's regions.
 
     A larger region adds fewer sums to memory, one smaller lists fewer experts that a pixel does not select: 8x8 pixels, but
-    16x16 where a tile lists most of the experts anyway and the grid has regions for all multiprocessors.
+    16x16 where a tile lists most of the experts anyway and the grid has regions for all multiprocessors, and 4x8 where many
+    samples meet so coarse a grid that there would be too few regions to share out evenly.
     """
-    side = 16 if num_experts <= 3 * selected and grid[0] * grid[1] >= 64 * 256 else 8
+    pixels = grid[0] * grid[1]
+    side = 16 if num_experts <= 3 * selected and pixels >= 64 * 256 else 8
     while (side // tile.rows) * (side // tile.columns) > MOST_MASK_BITS:
         side //= 2
-    return max(side, tile.rows), max(side, tile.columns)
+    rows = side // 2 if tile.batch >= 16 and pixels <= 32 * 64 else side
+    return max(rows, tile.rows), max(side, tile.columns)
 
 
 def input_tile_of(tile: Tile) -> Tile:

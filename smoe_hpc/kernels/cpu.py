@@ -20,7 +20,7 @@ from torch import Tensor
 from smoe_hpc.errors import ConfigError, RunError
 from smoe_hpc.kernels import build
 from smoe_hpc.kernels.padding import PADDINGS
-from smoe_hpc.kernels.ranges import range_message
+from smoe_hpc.kernels.ranges import check_indices, range_message
 
 _OUT_OF_RANGE = 1  # enum Status of common.h, whose other value says that there is no memory
 _TYPES = {torch.float32: 0, torch.float64: 1}
@@ -34,12 +34,16 @@ def serves(x: Tensor) -> bool:
 
 
 def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, y: Tensor) -> None:
-    """Fill y [B, K F, H, W], of the dtype of x [B, C, H, W].
+    """Fill y [B, K F, H, W], of the dtype of x [B, C, H, W]; with zeros where one of the sizes is 0.
 
     Raises:
-        ConfigError: indices out of range.
+        ConfigError: indices out of range, or a tensor whose storage was freed.
         RunError: no memory.
     """
+    x, weight, indices = _plain(x, "input"), _plain(weight, "weights"), _plain(indices, "indices")
+    if _is_empty(x, weight, indices):
+        y.zero_()
+        return
     x, weight, indices, out = _wide(x), _wide_weight(weight, x), _numbers(indices), _wide_like(y)
     sizes = _sizes(x, weight, indices, padding)
     status = _library().smoe_cpu_forward(*sizes, *_map(x), weight.data_ptr(), *_map(out))
@@ -52,12 +56,20 @@ def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, y: Tensor)
 def backward(
     g: Tensor, x: Tensor, weight: Tensor, indices: Tensor, padding: str, dx: Tensor | None, dw: Tensor | None
 ) -> None:
-    """Fill dx [B, C, H, W] and dw [N, F, C, k, k] (contiguous), where given, from g [B, K F, H, W].
+    """Fill dx [B, C, H, W] and dw [N, F, C, k, k] (contiguous), where given, from g [B, K F, H, W]; with zeros where one
+    of the sizes is 0.
 
     Raises:
-        ConfigError: indices out of range.
+        ConfigError: indices out of range, or a tensor whose storage was freed.
         RunError: no memory.
     """
+    g, x = _plain(g, "gradient"), _plain(x, "input")
+    weight, indices = _plain(weight, "weights"), _plain(indices, "indices")
+    if _is_empty(x, weight, indices):
+        for wanted in (dx, dw):
+            if wanted is not None:
+                wanted.zero_()
+        return
     g, values, wide_weight, indices = _wide(g), _wide(x), _wide_weight(weight, x), _numbers(indices)
     to_x = None if dx is None else _wide_like(dx)
     to_weight = None if dw is None else _wide_like(dw)
@@ -74,6 +86,24 @@ def backward(
     for wanted, filled in ((dx, to_x), (dw, to_weight)):
         if wanted is not None and filled is not None and wanted is not filled:
             wanted.copy_(filled)
+
+
+def _plain(tensor: Tensor, what: str) -> Tensor:
+    """The tensor as its memory has it: with the sign that torch may only have noted down, and with memory at all."""
+    if tensor.data_ptr() == 0 and tensor.numel():
+        raise ConfigError(
+            f"{what} {list(tensor.shape)} has no memory: its storage was freed, or it stands for zeros that torch has not "
+            "written; give a tensor that holds its numbers"
+        )
+    return tensor.resolve_neg()
+
+
+def _is_empty(x: Tensor, weight: Tensor, indices: Tensor) -> bool:
+    """Whether there is nothing to compute, which the kernels, who divide by their sizes, are not asked to do."""
+    if x.numel() and weight.numel() and indices.numel():
+        return False
+    check_indices(indices, weight.shape[0])
+    return True
 
 
 def _wide(tensor: Tensor) -> Tensor:

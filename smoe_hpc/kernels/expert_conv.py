@@ -28,7 +28,7 @@ def expert_conv2d(
     Args:
         x: [B, C, H, W]; float32, float64, bfloat16 or float16.
         weight: [N, F, C, k, k], k odd.
-        indices: [K, H, W] or [B, K, H, W], int64 or int32 in 0..N-1.
+        indices: [K, H, W] or [B, K, H, W], int64 or int32 in 0..N-1; on a GPU all different at a pixel.
         padding: "zeros", "periodic_longitude" or "sphere"; see :func:`smoe_hpc.kernels.padding.pad`.
         plan: tensors of the plan of these indices, which a GPU's kernels use; without them one is made in every call.
 
@@ -41,7 +41,7 @@ def expert_conv2d(
             several devices, or (on a CPU) indices out of range.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         x, weight = ops.autocast(x, weight, device)
     elif x.dtype != weight.dtype:
         raise ConfigError(f"input is {x.dtype}, weights are {weight.dtype}; convert one of them, or use torch.autocast")

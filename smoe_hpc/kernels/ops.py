@@ -1,8 +1,8 @@
-"""The operations ``smoe_hpc::expert_conv2d`` and its backward as torch knows them, and which form runs them.
+"""The operations ``smoe_hpc::expert_conv2d`` and its backward as torch knows them.
 
-Registered are the kernels of CPU and CUDA, shapes for tracing, gradients of any order and autocast, so that torch.compile
-and export see one operation. Without tracing, an autograd.Function calls the same kernels directly: what torch wraps
-around a registered operation takes 0.1 ms a call, more than the kernel itself for a small layer.
+Registered are the forms that :mod:`smoe_hpc.kernels.dispatch` chooses among, shapes for tracing, gradients of any order and
+autocast, so that torch.compile and export see one operation. Without tracing, an autograd.Function calls the same forms
+directly: what torch wraps around a registered operation takes 0.1 ms a call, more than the kernel for a small layer.
 
 Dimensions: B batch, C input channels, H latitude rows, W longitude columns, N experts, K selected, F filters per expert,
 k kernel size.
@@ -11,7 +11,6 @@ k kernel size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,9 +18,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from smoe_hpc.errors import ConfigError
-from smoe_hpc.kernels import cpu, torch_forms
+from smoe_hpc.kernels import cpu, dispatch
 from smoe_hpc.kernels.padding import check_padding
-from smoe_hpc.kernels.ranges import check_range
+from smoe_hpc.kernels.ranges import check_indices
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _library = torch.library.Library("smoe_hpc", "FRAGMENT")
@@ -48,16 +47,19 @@ def autocast(x: Tensor, weight: Tensor, device: str) -> tuple[Tensor, Tensor]:
     if torch.float64 in (x.dtype, weight.dtype):
         return x, weight
     dtype = torch.get_autocast_dtype(device)
+    if not (x.is_floating_point() and weight.is_floating_point()):
+        return x, weight  # which are refused
     return x.to(dtype), weight if weight.dtype == torch.float32 else weight.to(dtype)
 
 
 def _traced(x: Tensor, weight: Tensor) -> bool:
-    """Whether somebody looks on (compiler, tensor subclass, mode) who is to see one operation."""
+    """Whether somebody looks on (compiler, tensor subclass, mode) who is to see one operation, or has to: torch's dispatcher
+    turns the sign of tensors that are negated without a copy, fills those that are zero without memory, and traces shapes.
+    """
     return (
         torch.compiler.is_compiling()
-        or type(x) not in (Tensor, Parameter)
-        or type(weight) not in (Tensor, Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(t) not in (Tensor, Parameter) or t.is_neg() or t._is_zerotensor() or t.is_meta for t in (x, weight))
     )
 
 
@@ -67,115 +69,22 @@ class _ExpertConv(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]
     ) -> Tensor:
         _check(x, weight, indices, padding)
-        packed, convolution = None, _cuda(x)
-        if convolution is not None:
-            plan, packed = convolution.prepare(x, weight, indices, padding, plan)
-        ctx.save_for_backward(x, weight, indices, packed, *plan)
-        ctx.padding = padding
-        return _forward(x, weight, indices, padding, plan, packed, looks=True)
+        if not cpu.serves(x):  # which looks while it reads them
+            check_indices(indices, weight.shape[0])
+        prepared = dispatch.prepare(x, weight, indices, padding, plan)
+        ctx.save_for_backward(x, weight, indices)
+        ctx.padding, ctx.prepared = padding, prepared
+        return dispatch.forward(x, weight, indices, padding, prepared)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, indices, packed, *plan = ctx.saved_tensors
+        x, weight, indices = ctx.saved_tensors
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled() or _traced(grads[0], weight):
+            plan = ctx.prepared[0] if ctx.prepared else ()
             return _differentiable_backward(grads[0], x, weight, indices, ctx.padding, plan, needs_x, needs_weight)
-        dx, dw = _backward(grads[0], x, weight, indices, ctx.padding, plan, needs_x, needs_weight, packed)
+        dx, dw = dispatch.backward(grads[0], x, weight, indices, ctx.padding, ctx.prepared, needs_x, needs_weight)
         return dx, dw, None, None, None
-
-
-# -- kernels ---------------------------------------------------------------------------------------------------------------
-
-
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    padding: str,
-    plan: Sequence[Tensor],
-    packed: Tensor | None = None,
-    *,
-    looks: bool = False,
-) -> Tensor:
-    """Args beyond those of the operation.
-
-    packed: the weights as a GPU's kernels take them; made now if None.
-    looks: also at a GPU's indices, which waits for it; compiled graphs, whose indices are new each time, do not.
-    """
-    if x.is_cuda:
-        if looks:
-            check_range(indices, weight.shape[0])
-        convolution = _cuda(x)
-        if convolution is not None:
-            return _laid_out(convolution.forward(x, weight, indices, padding, plan, packed), x)
-    elif cpu.serves(x):
-        y = _empty_output(x, weight, indices)
-        cpu.forward(x, weight, indices, padding, y)
-        return y
-    else:
-        check_range(indices, weight.shape[0])
-    return _laid_out(torch_forms.forward(x, weight, indices, padding), x)
-
-
-def _backward(
-    g: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    padding: str,
-    plan: Sequence[Tensor],
-    needs_x: bool,
-    needs_weight: bool,
-    packed: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
-    if g.dtype != x.dtype:
-        g = g.to(x.dtype)
-    if x.is_cuda:
-        convolution = _cuda(x)
-        if convolution is not None:
-            dx = dw = None
-            if needs_weight:  # first: what it works with is given back before the larger dx is there
-                dw = convolution.weight_grad(g, x, indices, padding, plan, weight.shape, weight.dtype)
-            if needs_x:
-                dx = _laid_out(convolution.input_grad(g, weight, indices, padding, plan, x.shape, packed), x)
-            return dx, dw
-    elif cpu.serves(x):
-        dx = torch.empty(x.shape, dtype=x.dtype, memory_format=_memory_format(x)) if needs_x else None
-        dw = torch.empty(weight.shape, dtype=weight.dtype) if needs_weight else None
-        cpu.backward(g, x, weight, indices, padding, dx, dw)
-        return dx, dw
-    dx, dw = torch_forms.backward(g, x, weight, indices, padding, needs_x, needs_weight)
-    return None if dx is None else _laid_out(dx, x), None if dw is None else dw.contiguous()
-
-
-def _cuda(x: Tensor) -> ModuleType | None:
-    """The compiled kernels of the GPU that a tensor is on; None where there are none."""
-    if not x.is_cuda:
-        return None
-    from smoe_hpc.kernels.cuda import library
-
-    if not library.available(x.get_device()):
-        return None
-    from smoe_hpc.kernels.cuda import convolution
-
-    return convolution
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """How outputs of this input lie in memory: channels last on a GPU, on a CPU as the input."""
-    if x.device.type == "cuda":
-        return torch.channels_last
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _laid_out(result: Tensor, x: Tensor) -> Tensor:
-    return result.contiguous(memory_format=_memory_format(x))
-
-
-def _empty_output(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-    shape = (x.shape[0], indices.shape[-3] * weight.shape[1], x.shape[2], x.shape[3])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x))
 
 
 # -- what cannot be --------------------------------------------------------------------------------------------------------
@@ -197,8 +106,8 @@ def _check(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> None:
             f"indices {list(indices.shape)} do not fit input {list(x.shape)}: give [K, {height}, {width}], or one choice "
             f"for each sample, [{batch}, K, {height}, {width}]"
         )
-    if indices.shape[-3] > num_experts:
-        raise ConfigError(f"{indices.shape[-3]} experts a pixel selected of {num_experts}: select at most all of them")
+    if not 1 <= indices.shape[-3] <= num_experts:
+        raise ConfigError(f"{indices.shape[-3]} experts a pixel selected of {num_experts}: select one at least, all at most")
     if indices.dtype not in (torch.int64, torch.int32):
         raise ConfigError(f"indices are {indices.dtype}; give torch.int64 or torch.int32")
     if x.dtype not in _DTYPES or (weight.dtype != x.dtype and (weight.dtype, x.itemsize) != (torch.float32, 2)):
@@ -213,19 +122,23 @@ def _check(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> None:
 
 
 def _registered_forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]) -> Tensor:
+    """Indices are looked at on a CPU only: a compiled graph's are new each time, and looking waits for the GPU."""
     _check(x, weight, indices, padding)
-    return _forward(x, weight, indices, padding, plan)
+    if not x.is_cuda and not cpu.serves(x):
+        check_indices(indices, weight.shape[0])
+    return dispatch.forward(x, weight, indices, padding, dispatch.prepare(x, weight, indices, padding, plan))
 
 
-def _registered_backward(*args: Any) -> tuple[Tensor, Tensor]:
-    dx, dw = _backward(*args)
-    x, weight = args[1], args[2]
+def _registered_backward(
+    g: Tensor, x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor], *needs: bool
+) -> tuple[Tensor, Tensor]:
+    dx, dw = dispatch.backward(g, x, weight, indices, padding, dispatch.prepare(x, weight, indices, padding, plan), *needs)
     return x.new_empty(0) if dx is None else dx, weight.new_empty(0) if dw is None else dw
 
 
 def _fake_forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor]) -> Tensor:
     _check(x, weight, indices, padding)
-    return _empty_output(x, weight, indices)
+    return dispatch.empty_output(x, weight, indices)
 
 
 def _fake_backward(
@@ -238,7 +151,8 @@ def _fake_backward(
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x)) if needs_x else x.new_empty(0)
+    layout = dispatch.memory_format(x)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout) if needs_x else x.new_empty(0)
     return dx, weight.new_empty(weight.shape if needs_weight else 0)
 
 

@@ -22,10 +22,12 @@ T windows, U pixels of a window, C capacity of a window's list (N, or its select
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels.plan_reference import plan_reference
@@ -45,6 +47,7 @@ __all__ = [
     "tile_for",
     "to_index",
 ]
+_made_for: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of each plan's first tensor: its geometry
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,19 @@ def make_plan(index: Tensor, geometry: Geometry, *, check: bool = False) -> Plan
         from smoe_hpc.kernels.cuda.planning import Unsupported, plan_cuda
 
         with contextlib.suppress(Unsupported):  # no compiler, or windows too large for shared memory
-            return Plan.from_tensors(geometry, plan_cuda(index, geometry))
-    return Plan.from_tensors(geometry, plan_reference(index, geometry))
+            return _remembered(Plan.from_tensors(geometry, plan_cuda(index, geometry)))
+    return _remembered(Plan.from_tensors(geometry, plan_reference(index, geometry)))
+
+
+def known_geometry(tensors: Sequence[Tensor]) -> Geometry | None:
+    """What a plan with these tensors was made for; None where it was not made by this process, eagerly."""
+    return _made_for.get(tensors[0])
+
+
+def _remembered(plan: Plan) -> Plan:
+    if not torch.compiler.is_compiling():
+        _made_for[plan.forward.counts] = plan.geometry
+    return plan
 
 
 def check_index(index: Tensor, num_experts: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels.cost import input_tile_of, prefers_tiles, region_of
-from smoe_hpc.kernels.plan import make_plan
+from smoe_hpc.kernels.plan import known_geometry, make_plan
 from smoe_hpc.kernels.windows import MOST_EXPERTS, Geometry, plan_geometry, regions_of, tile_for, tiles_of
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -96,8 +96,11 @@ def geometry_of(
         ConfigError: tensors of a plan for other sizes.
     """
     usual = geometry_for(num_experts, selected, grid, batch, kernel_size, padding, per_sample)
+    known = known_geometry(tensors)
+    if known is usual or known == usual:
+        return usual
     sizes = [tuple(t.shape) for t in tensors]
-    if sizes == [shape for shape, _ in usual.shapes()]:
+    if known is None and sizes == [shape for shape, _ in usual.shapes()]:
         return usual
     make = functools.partial(
         plan_geometry, num_experts, selected, grid, batch, kernel_size, padding, per_sample=per_sample
@@ -106,7 +109,7 @@ def geometry_of(
     for tile, input_tile in itertools.product(tiles, tiles):
         for region in regions_of(tile):
             geometry = make(tile=tile, input_tile=input_tile, region=region)
-            if sizes == [shape for shape, _ in geometry.shapes()]:
+            if geometry == known or (known is None and sizes == [shape for shape, _ in geometry.shapes()]):
                 return geometry
     raise ConfigError(
         f"the plan is not for {selected} of {num_experts} experts on grid {grid[0]}x{grid[1]} with a kernel of "

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels.cuda import signal as cuda
 from smoe_hpc.kernels.cuda.library import Unsupported
 
@@ -19,12 +20,21 @@ def row_quantiles(rows: Tensor, quantile: float) -> Tensor:
     """The ``quantile`` of each row, interpolated linearly between neighbours as ``torch.quantile`` does.
 
     Args:
-        rows: [B, M], floating point. A row with a NaN has a NaN quantile.
+        rows: [B, M], floating point, M at least 1. A row with a NaN has a NaN quantile.
         quantile: between 0 and 1.
 
     Returns:
-        [B], of the dtype of ``rows``.
+        [B], of the dtype of ``rows``; for one of 16 bits rounded from float32.
+
+    Raises:
+        ConfigError: rows of no entries, or a quantile outside 0..1.
     """
+    if rows.dim() != 2 or not rows.shape[1]:
+        raise ConfigError(f"quantiles of rows {list(rows.shape)}: a row has at least one entry; give [B, M] with M >= 1")
+    if not 0.0 <= quantile <= 1.0:
+        raise ConfigError(f"quantile={quantile}: a quantile is a share; give a number from 0 to 1")
+    if rows.itemsize == 2:
+        return row_quantiles(rows.float(), quantile).to(rows.dtype)
     size = rows.shape[1]
     if rows.dtype == torch.float32 and rows.numel() and cuda.serves(rows):
         try:

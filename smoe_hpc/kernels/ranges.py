@@ -1,6 +1,6 @@
-"""Whether indices name experts that there are: looked at once for each tensor, since on a GPU that waits for the device.
+"""Whether indices are a choice of experts: looked at once for each tensor, since on a GPU that waits for the device.
 
-A choice that :func:`smoe_hpc.kernels.select_experts` has made is known to be in range and never looked at.
+A choice that :func:`smoe_hpc.kernels.select_experts` has made is known to be one and never looked at.
 """
 
 from __future__ import annotations
@@ -11,31 +11,37 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from smoe_hpc.errors import ConfigError
 
-_found: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of each tensor found in range: its version then, and N
+_found: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of each tensor found right: its version then, and N
 
 
-def mark_in_range(indices: Tensor, num_experts: int) -> None:
-    """Remember that all ``indices`` are in 0..num_experts - 1, until they are written to."""
+def mark_right(indices: Tensor, num_experts: int) -> None:
+    """Remember that ``indices`` are experts of 0..num_experts - 1, all different at a pixel, until they are written to."""
     if not torch.compiler.is_compiling():
         _found[indices] = (_version(indices), num_experts)
 
 
-def check_range(indices: Tensor, num_experts: int) -> None:
-    """Refuse indices out of range.
+def check_indices(indices: Tensor, num_experts: int) -> None:
+    """Refuse indices out of range, and on a GPU an expert that a pixel selects twice.
 
     While a CUDA graph is captured nothing can be looked at.
 
     Raises:
-        ConfigError: some are not in 0..num_experts - 1.
+        ConfigError: some are not in 0..num_experts - 1, or some meet twice where kernels need them to differ.
     """
     if not indices.numel() or _found.get(indices) == (_version(indices), num_experts):
         return
     if indices.is_cuda and torch.cuda.is_current_stream_capturing():
         return
-    low, high = (int(bound) for bound in indices.aminmax())
+    found = list(indices.aminmax())
+    if indices.is_cuda:
+        ordered = indices.sort(-3).values
+        found.append((ordered.diff(dim=-3) == 0).any().to(indices.dtype))
+    low, high, *twice = torch.stack(found).tolist()
     if low < 0 or high >= num_experts:
         raise ConfigError(range_message(low, high, num_experts))
-    mark_in_range(indices, num_experts)
+    if any(twice):
+        raise ConfigError("indices name an expert twice at a pixel; on a GPU the experts of a pixel must differ")
+    mark_right(indices, num_experts)
 
 
 def range_message(low: int, high: int, num_experts: int) -> str:

@@ -16,13 +16,14 @@ from smoe_hpc.kernels import planning
 from smoe_hpc.kernels.cuda import library
 from smoe_hpc.kernels.cuda.selection import can_select
 from smoe_hpc.kernels.plan import to_index
-from smoe_hpc.kernels.ranges import mark_in_range
+from smoe_hpc.kernels.ranges import mark_right
+from smoe_hpc.kernels.windows import tile_for
 
 EXPERT_ORDERS = ("rank", "id")
 _FEW_EXPERTS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Routing:
     """The experts every pixel uses.
 
@@ -35,12 +36,16 @@ class Routing:
 
     choice: Tensor
     num_experts: int
-    _plans: dict[tuple[object, ...], list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _plans: dict[tuple[object, ...], list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def indices(self) -> Tensor:
         """The choice as torch's indexing takes it, int64: a copy where it is int32."""
         return self.choice.to(torch.int64)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without plans: a copy (or a pickle) makes its own."""
+        return {**self.__dict__, "_plans": {}}
 
     @property
     def selected(self) -> int:
@@ -67,14 +72,22 @@ class Routing:
         choice = self.choice
         if not (choice.is_cuda and planning.suits_tiles(dtype, batch, weight_shape, choice.shape)):
             return []
-        key = (batch, weight_shape[-1], padding)
-        if key not in self._plans and library.available(choice.device):
-            grid = (int(choice.shape[-2]), int(choice.shape[-1]))
-            with torch.no_grad():
-                self._plans[key] = planning.plan_tensors(
-                    to_index(choice), self.num_experts, grid, batch, weight_shape[-1], padding
-                )
-        return self._plans.get(key, [])
+        if not library.available(choice.device):
+            return []
+        if torch.compiler.is_compiling():  # a compiled graph's memory is its own: nothing of it is kept
+            return self._made_plan(batch, weight_shape[-1], padding)
+        # Nor is what a CUDA graph will only write when it is replayed, but for those that are captured with it.
+        capturing = torch.cuda.is_current_stream_capturing()
+        key = (tile_for(batch, self.per_sample), weight_shape[-1], padding, capturing)
+        if key not in self._plans:
+            with torch.inference_mode(False):
+                self._plans[key] = self._made_plan(batch, weight_shape[-1], padding)
+        return self._plans[key]
+
+    def _made_plan(self, batch: int, kernel_size: int, padding: str) -> list[Tensor]:
+        grid = (int(self.choice.shape[-2]), int(self.choice.shape[-1]))
+        with torch.no_grad():
+            return planning.plan_tensors(to_index(self.choice), self.num_experts, grid, batch, kernel_size, padding)
 
     def load(self) -> Tensor:
         """Share of all selections that each expert gets: [N], float32, sums to 1."""
@@ -111,7 +124,7 @@ def _best(values: Tensor) -> Tensor:
     number = torch.zeros_like(best, dtype=torch.int64)
     for expert in range(1, values.shape[-3]):
         one = values[..., expert : expert + 1, :, :]
-        number = torch.where(one > best, expert, number)
+        number = torch.where((one > best) | (one.isnan() & ~best.isnan()), expert, number)
         best = torch.maximum(best, one)
     return number
 
@@ -124,7 +137,7 @@ def _selects_compiled(values: Tensor, selected: int, expert_order: str) -> bool:
 
 
 def _made(choice: Tensor, num_experts: int) -> Routing:
-    mark_in_range(choice, num_experts)
+    mark_right(choice, num_experts)
     return Routing(choice, num_experts)
 
 

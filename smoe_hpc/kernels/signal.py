@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels.signal_ops import gate_gradient, signal_counts
 
 
@@ -45,6 +46,9 @@ class SignalRules:
         damping_quantile, damping_tolerance: the same for damping; ``damping_quantile`` None: no damping.
         damping_factor: what the gradient of a damped selection is multiplied with.
         gate_share: 1 / number of layers that share the gate, whose gradient is the mean of theirs.
+
+    Raises:
+        ConfigError: a quantile outside 0..1, or a tolerance below 0.
     """
 
     quantile: float | None
@@ -53,6 +57,16 @@ class SignalRules:
     damping_tolerance: float = 1e-3
     damping_factor: float = 0.0
     gate_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("quantile", "damping_quantile"):
+            share = getattr(self, name)
+            if share is not None and not 0.0 <= share <= 1.0:
+                raise ConfigError(f"{name}={share}: a quantile is a share; give a number from 0 to 1, or None")
+        for name in ("tolerance", "damping_tolerance"):
+            added = getattr(self, name)
+            if not added >= 0.0:
+                raise ConfigError(f"{name}={added}: a tolerance widens what counts as correct; give a number of at least 0")
 
 
 @dataclass
@@ -122,7 +136,9 @@ def route_signal(
             those of the pixels whose ``values`` are here. The identity unless a gate is spread over processes.
 
     Returns:
-        y and the zero-valued scalar that carries the scale.
+        y and the zero-valued scalar that carries the scale. What is returned for y lies in the memory of ``y`` and may be
+        changed in place; ``y`` itself is then not to be read any more. Autograd refuses the change where an operation
+        before has kept y for its backward, and where y is a leaf.
     """
     return _RouteSignal.apply(
         y, values, indices, rules, filters, before_weighting, error_divisor, metrics or SignalMetrics(), collect
@@ -137,7 +153,11 @@ class _RouteSignal(torch.autograd.Function):
         ctx.save_for_backward(values, indices, before_weighting, error_divisor)
         ctx.rules, ctx.filters, ctx.metrics, ctx.collect = rules, filters, metrics, collect
         scalar_dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
-        return y.view_as(y), torch.zeros((), dtype=scalar_dtype, device=y.device)
+        # detach, which makes an alias with the version counter of y but no view: autograd lets nobody change a view in
+        # place that a Function returned, and what follows a layer may well be nn.ReLU(inplace=True). Marking y itself as
+        # changed would break a producer that has kept y. A leaf's value is nobody's to change: there a view is right.
+        same = y.view_as(y) if y.is_leaf and y.requires_grad else y.detach()
+        return same, torch.zeros((), dtype=scalar_dtype, device=y.device)
 
     @staticmethod
     @once_differentiable

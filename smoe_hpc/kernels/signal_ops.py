@@ -95,6 +95,8 @@ def gate_gradient(
         scale: 0-d, s; None: 1.
         batch: B.
         share: 1 / number of layers that share the gate.
+
+    An empty batch gives zeros.
     """
     grad, loss = torch.ops.smoe_hpc.gate_gradient.default(values, counts, indices, scale, batch, share)
     return grad, loss
@@ -176,6 +178,8 @@ def _all_three(
 def _gate_gradient(
     values: Tensor, counts: Tensor, indices: Tensor, scale: Tensor | None, batch: int, share: float
 ) -> tuple[Tensor, Tensor]:
+    if batch == 0:  # the mean over no pixels: nothing is learned
+        return torch.zeros_like(values, memory_format=torch.contiguous_format), values.new_zeros(())
     experts_dim = values.dim() - 3
     num_experts, selected = values.shape[experts_dim], indices.shape[-3]
     counts, indices = counts.to(values.dtype), indices.to(torch.int64)
@@ -220,7 +224,7 @@ def _gate_gradient_cuda(
     values: Tensor, counts: Tensor, indices: Tensor, scale: Tensor | None, batch: int, share: float
 ) -> tuple[Tensor, Tensor]:
     fits = values.dim() == 3 or values.shape[0] == batch
-    if fits and values.dtype == torch.float32 and values.numel() and cuda.serves(values):
+    if batch and fits and values.dtype == torch.float32 and values.numel() and cuda.serves(values):
         try:
             return cuda.gate_gradient(values, counts, indices, scale, batch, share)
         except Unsupported:

@@ -183,8 +183,10 @@ class Gate(nn.Module):
                 new = tensor.to(new.device)
             return new
 
-        self.held = {order: Routing(fn(r.choice), r.num_experts) for order, r in self.held.items()}
-        self.waiting = {order: Routing(fn(r.choice), r.num_experts) for order, r in self.waiting.items()}
+        for routings in (self.held, self.waiting):
+            for order, routing in routings.items():
+                device = fn(routing.choice[:0]).device  # a type is for parameters, not for numbers of experts
+                routings[order] = Routing(routing.choice.to(device), routing.num_experts)
         self.before = None  # may lie on another device than what comes next
         return super()._apply(keep_precision, recurse)
 

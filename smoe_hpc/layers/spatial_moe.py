@@ -257,7 +257,9 @@ class SpatialMoE2d(GridLayer):
         """Take errors of a step, summed over ``count`` selections at each pixel, into the running mean [H, W]."""
         assert self.running_error is not None
         assert self.running_steps is not None
-        mean = total.to(self.running_error) / max(count, 1)
+        if count == 0:
+            return
+        mean = total.to(self.running_error) / count
         # An average of all steps at first, of about the last hundred later on.
         self.running_steps += 1
         keep = torch.clamp(1.0 - 1.0 / self.running_steps.to(mean.dtype), max=_ERROR_MEMORY)

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from typer.testing import CliRunner, Result
 from smoe_hpc.bench import layer
 from smoe_hpc.bench.layer import OURS, OURS_DETERMINISTIC, RIVALS, Line, Scope, attempt, layer_study
 from smoe_hpc.bench.layer_case import Case, Shape, cases_of, chosen_cases, parse_shape
-from smoe_hpc.bench.layer_ours import deterministic
+from smoe_hpc.bench.layer_ours import deterministic, make_inputs, plan_of, runs_tiles
 from smoe_hpc.bench.layer_profile import profile
-from smoe_hpc.bench.layer_rivals import quiet_compiler
+from smoe_hpc.bench.layer_rivals import Call, quiet_compiler
+from smoe_hpc.bench.layer_routing import gate_values
 from smoe_hpc.bench.layer_tables import problems, tables
-from smoe_hpc.bench.layer_timing import Clock, first_line
+from smoe_hpc.bench.layer_timing import Clock, Timing, first_line
 from smoe_hpc.cli import app
 from smoe_hpc.errors import ConfigError
 
@@ -84,6 +86,8 @@ def test_useful_work_and_least_bytes_by_hand():
     assert shape.least_bytes("backward", 2, 4) == 3 * x + 3 * weight + 2 * index + 2 * y
     assert shape.least_bytes("step", 2, 4) - shape.least_bytes("backward", 2, 4) == 2 * 7 * 15 * 4
     assert shape.least_bytes("select", 2, 4) == 7 * 15 * 4 + index
+    plain = replace(shape, num_experts=2)  # a plain convolution with as many outputs, which reads no index
+    assert plain.least_bytes("forward", 2, 2, indexed=False) == x + 2 * 3 * 4 * 9 * 2 + y
 
 
 # -- the study -------------------------------------------------------------------------------------------------------
@@ -115,7 +119,9 @@ def test_the_study_measures_every_way_and_part():
     assert one.times["dense"] == pytest.approx(dense.device / one.timing.device)
     assert step.times["dense"] == pytest.approx(dense.device / step.timing.device)
     assert set(step.times) == {"dense", "last", "published", "plain"}
-    assert by["plain convolution", "forward"].least_mb < by[OURS, "forward"].least_mb
+    x, y, weight = 2 * 48 * 3 * 4, 2 * 48 * 4 * 4, 2 * 2 * 3 * 9 * 4
+    assert by["plain convolution", "forward"].least_mb == pytest.approx((x + y + weight) / 1e6)
+    assert by["conv + gather", "forward"].least_mb == pytest.approx((x + y + 5 / 2 * weight + 48 * 2 * 4) / 1e6)
     assert study.routing[lines[0].case]["columns_of_a_tile"] == 2 * study.routing[lines[0].case]["experts_of_a_tile"]
     json.dumps(study.as_dict())
     made = tables(study)
@@ -139,6 +145,66 @@ def test_what_fails_gives_a_line():
     step = "forward + backward + routing loss + damping"
     assert problems(study) == ["case, way, forward: out of memory", f"case, way, {step}: one"]
     assert [row[2] for row in tables(study)[0][2]] == ["memory", "failed"]
+
+
+def test_peak_memory_counts_what_the_first_call_leaves():
+    class Counting(Clock):
+        """Counts the bytes of the tensors in a list, since torch counts none on a CPU."""
+
+        kept: ClassVar[list[torch.Tensor]] = []
+
+        def held_bytes(self) -> int:
+            return sum(tensor.nbytes for tensor in self.kept)
+
+        def peak_bytes(self, call: Call) -> int | None:
+            before = self.held_bytes()
+            return call().nbytes + self.held_bytes() - before
+
+    def make() -> Call:
+        Counting.kept.append(torch.zeros(1 << 20))  # as the weights
+
+        def call() -> torch.Tensor:
+            if len(Counting.kept) == 1:
+                Counting.kept.append(torch.zeros(2 << 20))  # as the plan
+            return torch.zeros(4 << 20)
+
+        return call
+
+    line = attempt(Line("case", "forward", OURS), make, Counting(CPU, repeats=5, seconds=0.0))
+    assert line is not None
+    assert line.peak_mb == pytest.approx(7 * 4 * (1 << 20) / 1e6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_figures_are_held_against_the_rate_of_their_type(dtype: str, monkeypatch: pytest.MonkeyPatch):
+    asked: list[torch.dtype] = []
+
+    class Asked(Clock):
+        def matrix_rate(self, dtype: torch.dtype) -> float:
+            asked.append(dtype)
+            return super().matrix_rate(dtype)
+
+    monkeypatch.setattr(layer, "Clock", Asked)
+    study = layer_study(Scope((), **{**QUICK, "dtype": dtype}), lambda line: None)
+    assert asked == [layer.DTYPES[dtype]]
+    assert study.matrix_tflops > 0
+
+
+def test_the_matrix_rate_leaves_the_precision_as_it_was():
+    seen: list[str] = []
+    products = torch.backends.cuda.matmul
+
+    class Looks(Clock):
+        def measure(self, call: Call, *, graph: bool = True) -> Timing:
+            seen.append(products.fp32_precision)
+            return super().measure(call, graph=graph)
+
+    before, products.fp32_precision = products.fp32_precision, "tf32"
+    try:
+        Looks(CPU, repeats=5, seconds=0.0).matrix_rate(torch.float32)
+        assert (seen, products.fp32_precision) == (["ieee"], "tf32")
+    finally:
+        products.fp32_precision = before
 
 
 def test_nothing_starts_after_the_limit():
@@ -242,6 +308,28 @@ def test_on_a_gpu_a_rival_that_is_too_large_leaves_the_rest_alone():
     again = attempt(blank, lambda: lambda: torch.ones(1 << 20, device="cuda"), clock)
     assert again is not None
     assert again.peak_mb == pytest.approx(4.19, abs=0.1)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_memory_of_the_plan_counts():
+    study = layer_study(Scope((GPU_CASE,), ("forward",), (), (False,), repeats=5, seconds=0.0), lambda line: None)
+    (line,) = [line for line in study.lines if line.part == "forward"]
+    values = gate_values(GPU_CASE, torch.device("cuda"), dtype=torch.bfloat16)
+    inputs = make_inputs(GPU_CASE.shape, values, torch.bfloat16, "zeros")
+    assert line.peak_mb is not None
+    assert runs_tiles(inputs)
+    plan = sum(t.nbytes for t in plan_of(inputs).tensors())
+    x, y, weight = inputs.x.nbytes, inputs.grad.nbytes, 4 * 96 * 64 * 9
+    assert line.peak_mb > (x + y + weight + plan) / 1e6
+
+
+@pytest.mark.multigpu
+def test_the_second_gpu_is_measured_itself():
+    with torch.cuda.device(0):
+        study = layer_study(Scope((GPU_CASE,), ("forward",), (), (False,), "cuda:1", repeats=5, seconds=0.0), lambda line: None)
+        assert torch.cuda.current_device() == 0
+    assert problems(study) == []
+    assert all(line.peak_mb for line in study.lines if line.part == "forward")
 
 
 @pytest.mark.gpu

@@ -1,7 +1,6 @@
 """What cannot be is refused in one sentence, what is merely odd is computed; on a CPU and on a GPU alike.
 
-A GPU's indices are not looked through, which would make every step wait: a selection of an expert that there is not counts
-as no selection there.
+A GPU's indices are looked through once for each tensor, and those that select_experts made not at all.
 """
 
 from __future__ import annotations
@@ -52,7 +51,8 @@ WRONG: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
     "indices of another batch": lambda t: {"indices": t["indices"].expand(B + 1, -1, -1, -1)},
     "more selected than there are": lambda t: {"indices": torch.cat([t["indices"]] * 2)},
     "indices in floating point": lambda t: {"indices": t["indices"].float()},
-    "indices in 32 bits": lambda t: {"indices": t["indices"].int()},
+    "indices in 16 bits": lambda t: {"indices": t["indices"].short()},
+    "no selections": lambda t: {"indices": t["indices"][:0]},
     "integer input": lambda t: {"x": t["x"].int()},
     "integer input and weight": lambda t: {"x": t["x"].int(), "weight": t["weight"].int()},
     "complex input and weight": lambda t: {"x": t["x"].cfloat(), "weight": t["weight"].cfloat()},
@@ -106,12 +106,20 @@ def test_experts_that_there_are_not_are_refused(device: str, bad: int):
 
 
 @GPU
+def test_an_expert_that_a_pixel_selects_twice_is_refused():
+    tensors = good("cuda")
+    tensors["indices"][1, 2, 3] = tensors["indices"][0, 2, 3]
+    with pytest.raises(ConfigError, match="twice"):
+        expert_conv2d(**tensors)
+
+
+@GPU
 def test_a_choice_of_our_own_is_not_read_back():
     tensors, values = good("cuda"), torch.randn(N, H, W, device="cuda")
     expert_conv2d(**tensors)  # whatever is set up at the first use
     torch.cuda.set_sync_debug_mode("error")
     try:
-        expert_conv2d(tensors["x"], tensors["weight"], select_experts(values, K).indices)
+        expert_conv2d(tensors["x"], tensors["weight"], select_experts(values, K).choice)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -8,6 +8,7 @@ import torch
 from smoe_hpc.kernels import select_experts
 from smoe_hpc.kernels.plan import check_index, make_plan, plan_geometry, plan_statistics, to_index
 from smoe_hpc.kernels.plan_reference import plan_reference
+from smoe_hpc.kernels.planning import geometry_for
 from smoe_hpc.kernels.windows import Tile
 
 pytestmark = pytest.mark.gpu
@@ -89,7 +90,8 @@ def test_random_plans():
         selected = draw.randint(1, min(experts, 130))
         grid = (draw.randint(2, 20), 2 * draw.randint(2, 11))
         padding = draw.choice(["zeros", "periodic_longitude", "sphere"])
-        geometry = plan_geometry(
+        make = draw.choice([plan_geometry, geometry_for])  # the windows by default, or those of the layer
+        geometry = make(
             experts,
             selected,
             grid,
@@ -106,11 +108,19 @@ def test_random_plans():
 
 @pytest.mark.parametrize(
     ("experts", "selected", "grid", "batch"),
-    [(4096, 128, (8, 8), 8), (65535, 64, (6, 6), 8), (2000, 2000, (4, 4), 8), (1000, 600, (8, 8), 32), (9000, 90, (8, 8), 32)],
+    [(4096, 128, (8, 8), 8), (65535, 64, (6, 6), 8), (2000, 2000, (4, 4), 8), (1000, 600, (8, 8), 32), (9000, 90, (8, 8), 32),
+     (12, 5, (64, 256), 8)],
 )  # fmt: skip
 def test_large_plans(experts, selected, grid, batch):
     index = random_index(1, grid[0] * grid[1], experts, selected, 0.5, 0)
     compare_plans(index, plan_geometry(experts, selected, grid, batch, 3, "periodic_longitude"))
+    compare_plans(index, geometry_for(experts, selected, grid, batch, 3, "periodic_longitude", False))
+
+
+def test_a_batch_may_have_an_input_tile_of_its_own():
+    geometry = geometry_for(50, 7, (13, 18), 32, 3, "zeros", False)
+    assert geometry.input_tile != geometry.tile
+    compare_plans(random_index(1, 13 * 18, 50, 7, 0.5, 0), geometry)
 
 
 def test_other_tiles_and_regions():

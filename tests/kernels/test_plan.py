@@ -16,6 +16,7 @@ from smoe_hpc.kernels.plan import (
     plan_statistics,
     to_index,
 )
+from smoe_hpc.kernels.planning import geometry_for, geometry_of
 from smoe_hpc.kernels.windows import Geometry, Tile, plan_geometry, tile_for
 
 GRAY = {place ^ (place >> 1): place for place in range(1 << 16)}
@@ -99,19 +100,41 @@ def check_plan(index: torch.Tensor, geometry: Geometry) -> Plan:
     return plan
 
 
+def make_geometry(which: str, *sizes, per_sample: bool = False) -> Geometry:
+    """The windows of a plan by default, or those that a layer uses."""
+    make = {"default": plan_geometry, "layer": geometry_for}[which]
+    return make(*sizes, per_sample=per_sample)
+
+
+@pytest.mark.parametrize("which", ["default", "layer"])
 @pytest.mark.parametrize("padding", ["zeros", "periodic_longitude", "sphere"])
 @pytest.mark.parametrize(
     ("num_experts", "selected", "grid", "batch", "kernel_size"),
     [(9, 3, (8, 8), 8, 3), (40, 5, (7, 10), 8, 3), (5, 5, (9, 6), 32, 3), (3, 1, (5, 4), 3, 1), (30, 2, (17, 18), 1, 3),
      (20, 4, (6, 6), 16, 5), (300, 2, (4, 2), 4, 3), (7, 2, (1, 2), 2, 1)],
 )  # fmt: skip
-def test_plan_is_its_definition(num_experts, selected, grid, batch, kernel_size, padding):
-    geometry = plan_geometry(num_experts, selected, grid, batch, kernel_size, padding)
+def test_plan_is_its_definition(num_experts, selected, grid, batch, kernel_size, padding, which):
+    geometry = make_geometry(which, num_experts, selected, grid, batch, kernel_size, padding)
     check_plan(random_index(1, grid[0] * grid[1], num_experts, selected), geometry)
 
 
-def test_each_sample_its_own_choice():
-    geometry = plan_geometry(12, 3, (5, 9), 3, 3, "periodic_longitude", per_sample=True)
+@pytest.mark.parametrize(
+    ("num_experts", "selected", "grid", "batch", "tile", "input_tile", "region"),
+    [(9, 2, (9, 14), 32, Tile(2, 2, 32), Tile(4, 4, 8), (4, 8)), (9, 2, (9, 14), 16, Tile(2, 4, 16), Tile(4, 4, 8), (4, 8)),
+     (3, 1, (64, 256), 8, Tile(4, 4, 8), Tile(4, 4, 8), (16, 16)), (3, 1, (64, 256), 32, Tile(2, 2, 32), Tile(4, 4, 8), (8, 8)),
+     (3, 1, (64, 256), 1, Tile(8, 16, 1), Tile(8, 16, 1), (16, 16))],
+)  # fmt: skip
+def test_windows_of_the_layer_that_differ_from_the_default(num_experts, selected, grid, batch, tile, input_tile, region):
+    # Many samples have an input tile of their own and, on a coarse grid, smaller regions; a grid of 64x256 where tiles list
+    # most experts has larger ones.
+    geometry = geometry_for(num_experts, selected, grid, batch, 3, "periodic_longitude", False)
+    assert (geometry.tile, geometry.input_tile, geometry.region) == (tile, input_tile, region)
+    check_plan(random_index(1, grid[0] * grid[1], num_experts, selected), geometry)
+
+
+@pytest.mark.parametrize("which", ["default", "layer"])
+def test_each_sample_its_own_choice(which):
+    geometry = make_geometry(which, 12, 3, (5, 9), 3, 3, "periodic_longitude", per_sample=True)
     assert geometry.choices == 3
     assert geometry.tile == Tile(8, 16, 1)
     check_plan(random_index(3, 45, 12, 3), geometry)
@@ -153,6 +176,17 @@ def test_tile_suits_the_batch(batch, samples):
     assert tile.batch == samples
     assert tile.rows * tile.columns * tile.batch == 128
     assert tile_for(batch, per_sample=True).batch == 1
+
+
+def test_a_plan_tells_what_it_is_for():
+    sizes = (20, 4, (8, 12), 8, 3)
+    tensors = make_plan(random_index(1, 96, 20, 4), geometry_for(*sizes, "zeros", False)).tensors()
+    assert geometry_of(tensors, *sizes, "zeros", False) is geometry_for(*sizes, "zeros", False)
+    for others in [(*sizes, "periodic_longitude"), (24, *sizes[1:], "zeros"), (*sizes[:4], 1, "zeros")]:
+        with pytest.raises(ConfigError, match="the plan is not for"):
+            geometry_of(tensors, *others, False)
+    odd = plan_geometry(*sizes, "zeros", tile=Tile(4, 8, 4), input_tile=Tile(4, 4, 8), region=(8, 16))
+    assert geometry_of(make_plan(random_index(1, 96, 20, 4), odd).tensors(), *sizes, "zeros", False) == odd
 
 
 def test_index_from_indices():

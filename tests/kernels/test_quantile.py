@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels import row_quantiles
 
 
@@ -27,3 +28,28 @@ def test_infinity_is_a_value():
     rows = torch.tensor([[1.0, 2.0, float("inf"), float("inf")]])
     assert row_quantiles(rows, 0.3).item() == pytest.approx(1.9)
     assert row_quantiles(rows, 0.9).item() == float("inf")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("quantile", [0.0, 0.3, 1.0])
+def test_sixteen_bits_are_rounded_from_float32(dtype: torch.dtype, quantile: float):
+    rows = torch.randn(5, 33, generator=torch.Generator().manual_seed(2)).to(dtype)
+    found = row_quantiles(rows, quantile)
+    assert found.dtype == dtype
+    assert torch.equal(found, torch.quantile(rows.float(), quantile, dim=1).to(dtype))
+
+
+def test_no_rows_have_no_quantiles():
+    assert row_quantiles(torch.zeros(0, 3), 0.5).shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 0), (4,)])
+def test_a_row_without_entries_is_refused(shape: tuple[int, ...]):
+    with pytest.raises(ConfigError, match="a row has at least one entry; give"):
+        row_quantiles(torch.zeros(shape), 0.5)
+
+
+@pytest.mark.parametrize("quantile", [-0.1, 1.01, float("nan")])
+def test_a_quantile_is_a_share(quantile: float):
+    with pytest.raises(ConfigError, match=f"^quantile={quantile}: .* from 0 to 1$"):
+        row_quantiles(torch.zeros(2, 3), quantile)

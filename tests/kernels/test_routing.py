@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -35,6 +38,22 @@ def test_equals_a_stable_sort(selected: int, shape: tuple[int, ...]):
 def test_order_of_very_different_magnitudes():
     values = pixels([-1e30, -1e-30, 1e-38, 3e38, 0.0])
     assert select_experts(values, 5).indices.flatten().tolist() == [3, 2, 4, 1, 0]
+
+
+@pytest.mark.parametrize("num_experts", [3, 17])
+@pytest.mark.parametrize("selected", [1, 2])
+def test_a_value_that_is_not_a_number_comes_first(num_experts: int, selected: int):
+    values = torch.arange(float(num_experts))[:, None, None].clone()
+    values[1] = torch.nan
+    assert select_experts(values, selected).indices.flatten().tolist() == [1, num_experts - 1][:selected]
+
+
+def test_a_copy_makes_plans_of_its_own():
+    routing = select_experts(torch.rand(5, 4, 6, generator=torch.Generator().manual_seed(1)), 2)
+    routing._plans["key"] = [torch.zeros(1)]
+    for other in (copy.deepcopy(routing), pickle.loads(pickle.dumps(routing))):
+        assert torch.equal(other.choice, routing.choice)
+        assert other._plans == {}
 
 
 def test_load_and_change():

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels import SignalMetrics, SignalRules, reference, route_signal
 from smoe_hpc.layers import Damping, RoutingLoss, SpatialMoE2d, end_step, routing_loss, routing_metrics
 
@@ -111,6 +113,132 @@ def test_counts_may_be_collected_elsewhere():
     _, whole = backward(y, values, indices, g, SignalRules(0.4))
     _, west_half = backward(y, half, indices, g, SignalRules(0.4), collect=west)
     torch.testing.assert_close(west_half / 2, whole[..., : W // 2])
+
+
+# -- an empty batch --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch_teaches_nothing(kind: str, dtype: torch.dtype, device: str):
+    y, values, indices, g = (t if t is None else t.detach() for t in a_case(14, 2, kind))
+    y, g = y[:0].to(device, dtype), g[:0].to(device, dtype)
+    values = (values[:0] if kind == "per_sample" else values).to(device, dtype).requires_grad_()
+    indices = (indices if kind == "shared" else indices[:0]).to(device)
+    metrics = SignalMetrics(wants_errors=True)
+    rules = SignalRules(0.4, damping_quantile=0.6)
+    grad_y, grad_values = backward(y, values, indices, g, rules, 2.0, filters=2, metrics=metrics)
+    assert grad_y.shape == y.shape
+    assert torch.equal(grad_values, torch.zeros_like(values))
+    assert metrics.routing_loss is not None
+    assert metrics.error_sum is not None
+    assert metrics.routing_loss.item() == 0.0
+    assert not metrics.error_sum.any()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_layer_learns_nothing_from_an_empty_batch(weighted: bool):
+    layer = SpatialMoE2d(3, N, K, (H, W), weighted=weighted, damping=Damping(0.1))
+    (layer(torch.zeros(0, 3, H, W)).square().sum() + routing_loss(layer)).backward()
+    for parameter in layer.parameters():
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+
+
+# -- changed in place ------------------------------------------------------------------------------------------------------
+
+AFTER = {
+    "relu": (lambda y, skip: torch.relu(y), lambda y, skip: nn.ReLU(inplace=True)(y)),
+    "skip": (lambda y, skip: y + skip, lambda y, skip: y.add_(skip)),
+    "both": (lambda y, skip: torch.relu(2.0 * (y + skip)), lambda y, skip: y.add_(skip).mul_(2.0).relu_()),
+    "twice": (lambda y, skip: y + 2.0 * y, lambda y, skip: y.add_(2.0 * y)),
+    "masked": (lambda y, skip: y.masked_fill(y < 0, 1.0).exp(), lambda y, skip: y.masked_fill_(y < 0, 1.0).exp_()),
+}
+
+
+@pytest.mark.parametrize("form", ["native", "torch"])
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("after", AFTER)
+def test_what_follows_a_layer_may_work_in_place(
+    after: str, weighted: bool, recomputed: bool, form: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SMOE_KERNELS", form)
+    generator = torch.Generator().manual_seed(0)
+    layer = SpatialMoE2d(3, N, K, (H, W), weighted=weighted, damping=Damping(0.1), generator=generator).double()
+    x, skip, g = (torch.randn(B, c, H, W, dtype=torch.float64, generator=generator) for c in (3, K, K))
+
+    def gradients(follow) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_(), skip.clone().requires_grad_()]
+
+        def block(x: Tensor, skip: Tensor) -> Tensor:
+            return follow(layer(x), skip)
+
+        z = checkpoint(block, *leaves, use_reentrant=False) if recomputed else block(*leaves)
+        loss = (z * g).sum() + routing_loss(layer)
+        found = torch.autograd.grad(loss, (*leaves, *layer.parameters()), allow_unused=True, materialize_grads=True)
+        return [z.detach(), *found, routing_metrics(layer)["routing_loss"]]
+
+    out_of_place, in_place = AFTER[after]
+    for ours, expected in zip(gradients(in_place), gradients(out_of_place), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_in_place_where_the_experts_do_not_learn():
+    _, values, indices, g = a_case(15)
+    out, _ = route_signal(g.clone(), values, indices, SignalRules(0.4))
+    expected, _ = route_signal(g, values, indices, SignalRules(0.4))
+    (ours,) = torch.autograd.grad(out.relu_().sum(), values)
+    assert torch.equal(ours, torch.autograd.grad(expected.relu().sum(), values)[0])
+
+
+def test_an_output_may_be_used_beside_the_one_that_is_returned():
+    y, values, indices, g = a_case(16)
+    rules = SignalRules(0.4, damping_quantile=0.4)
+    damped, _ = backward(y, values, indices, g, rules)
+    u = y.requires_grad_()
+    before = u * 2.0
+    out, _ = route_signal(before, values, indices, rules)
+    (grad,) = torch.autograd.grad((out * g).sum() + before.sum(), u)
+    torch.testing.assert_close(grad, 2.0 * damped + 2.0)
+
+
+def test_a_producer_that_keeps_its_output_sees_it_unchanged_or_says_so():
+    y, values, indices, g = a_case(17)
+    u = y.requires_grad_()
+    out, _ = route_signal(torch.tanh(u), values, indices, SignalRules(0.4))
+    (grad,) = torch.autograd.grad((out * g).sum(), u)
+    torch.testing.assert_close(grad, g * (1.0 - torch.tanh(u) ** 2))
+    out, _ = route_signal(torch.tanh(u), values, indices, SignalRules(0.4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(out.relu_().sum(), u)
+
+
+def test_a_leaf_is_not_changed_in_place():
+    y, values, indices, _ = a_case(18)
+    out, _ = route_signal(y.requires_grad_(), values, indices, SignalRules(0.4))
+    with pytest.raises(RuntimeError, match="view and is being modified inplace"):
+        out.relu_()
+
+
+# -- rules -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["quantile", "damping_quantile"])
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_quantile_is_a_share(name: str, share: float):
+    with pytest.raises(ConfigError, match=rf"^{name}={share}: a quantile is a share; give a number from 0 to 1, or None$"):
+        SignalRules(**{"quantile": 0.5, name: share})
+    assert SignalRules(**{"quantile": None, name: 1.0}) != SignalRules(**{"quantile": None, name: 0.0})
+
+
+@pytest.mark.parametrize("name", ["tolerance", "damping_tolerance"])
+@pytest.mark.parametrize("added", [-1e-9, float("nan")])
+def test_a_tolerance_is_not_negative(name: str, added: float):
+    with pytest.raises(ConfigError, match=rf"^{name}={added}: a tolerance widens .*; give a number of at least 0$"):
+        SignalRules(0.5, **{name: added})
+    SignalRules(0.5, **{name: 0.0})
 
 
 # -- the operators ---------------------------------------------------------------------------------------------------------

@@ -112,6 +112,15 @@ def test_routing_is_renewed_every_so_many_steps_and_used_at_once_or_a_step_later
         assert seen == uses, (refresh, delay)
 
 
+def test_a_held_choice_stays_whole_numbers_whatever_the_layer_is_cast_to():
+    layer = SpatialMoE2d(2, 4, 2, (4, 6))
+    hold_routing(layer)
+    before = layer.gate.held["rank"].choice
+    layer.type(torch.float64).half()
+    assert torch.equal(layer.gate.held["rank"].choice, before)
+    assert layer.gate.held["rank"].choice.dtype == before.dtype
+
+
 def test_state_goes_through_a_checkpoint_and_is_dropped_with_other_weights():
     layer = SpatialMoE2d(1, 6, 1, GRID)
     for step in range(3):

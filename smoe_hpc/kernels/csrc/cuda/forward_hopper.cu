@@ -37,25 +37,23 @@ __device__ __forceinline__ uint32_t multiply(const Task& p, Multiplier& m, S& st
   const int chunks = p.channel_blocks * ksize * ksize;
   const uint32_t half = threadIdx.x % 32 / 16;
   const bool release = last_block || p.channel_blocks > 2;
-  uint32_t a[2][4][4], patch_number = m.patch_number;
+  uint32_t a[2][2][2][4], patch_number = m.patch_number, from;  // of two chunks, each in two halves
   int row = m.row, i = 0, j = 0, left = chunks;
-  auto patch = [&]() { return m.patches + (patch_number & 1) * p.patch_bytes; };
   auto wait_for_patch = [&]() { barrier_wait(m.patch_full + 8 * (patch_number & 1), patch_number / 2 & 1); };
-  auto load = [&](uint32_t (&to)[4][4]) {
-    const uint32_t from = patch() + row * 128 + ((half ^ (row & 7)) << 4);
-#pragma unroll
-    for (int k = 0; k < 4; k++) load_matrices(to[k], from ^ (k << 5));
+  auto find = [&]() { from = m.patches + (patch_number & 1) * p.patch_bytes + row * 128 + ((half ^ (row & 7)) << 4); };
+  auto load = [&](uint32_t (&to)[2][4], int k) {
+    load_matrices(to[0], from ^ (k << 5));
+    load_matrices(to[1], from ^ ((k + 1) << 5));
   };
-  auto step = [&](uint32_t (&now)[4][4], uint32_t (&next)[4][4]) {
+  // Two halves of a chunk are under way while the next but one is read.
+  auto step = [&](uint32_t (&now)[2][2][4], uint32_t (&next)[2][2][4]) {
     const bool first = left == chunks;
     const uint32_t previous = m.empty + 8 * ((m.ring.number - 1) % SLOTS), arrived = m.full + 8 * m.ring.slot();
     const uint32_t parity = m.ring.parity();
     const uint64_t b = descriptor(m.ring.next(width * 128), 16, 1024);
     barrier_wait(arrived, parity);
     fence_for_matrix_unit();
-    multiply_chunk<T>(sum, now, b, width);
-    matrix_wait<1>();
-    if (!first) warp_arrives(previous);
+    multiply_half<T>(sum, now[0], b, width);
     row += batch;
     if (++j == ksize) {
       j = 0;
@@ -70,10 +68,18 @@ __device__ __forceinline__ uint32_t multiply(const Task& p, Multiplier& m, S& st
         }
       }
     }
-    load(next);  // after the last chunk: of no use, and harmless
+    find();
+    matrix_wait<2>();
+    load(next[0], 0);  // after the last chunk: of no use, and harmless
+    multiply_half<T>(sum, now[1], b + 4, width);
+    matrix_wait<2>();
+    if (!first) warp_arrives(previous);
+    load(next[1], 2);
   };
   wait_for_patch();
-  load(a[0]);
+  find();
+  load(a[0][0], 0);
+  load(a[0][1], 2);
 #pragma unroll 1
   while (true) {
     step(a[0], a[1]);
@@ -166,11 +172,12 @@ bool lay_out(Task& p) {
   p.ring_bytes = SHARED_BYTES - 1024 - FIXED_BYTES - 2 * p.patch_bytes;
   const int64_t items = (int64_t)p.windows.tiles_y * p.windows.tiles_x * p.chunks;
   p.items = (int)items;
-  p.filters_inverse = s.F == 1 ? 0 : (uint32_t)(((uint64_t)1 << 32) / s.F) + 1;
-  p.columns_inverse = p.patch_columns == 1 ? 0 : (uint32_t)(((uint64_t)1 << 32) / p.patch_columns) + 1;
-  if ((uint64_t)p.windows.cap * s.F * s.F >> 32) return false;  // or division by filters_inverse would not be exact
+  const bool divides = p.by_filters.set((int64_t)p.windows.cap * s.F, s.F) && p.by_chunks.set(items, p.chunks) &&
+                       p.by_tiles_x.set((int64_t)p.windows.tiles_y * p.windows.tiles_x, p.windows.tiles_x) &&
+                       p.by_patch_columns.set(pixels, p.patch_columns) && p.by_tile_columns.set(128, tile.columns) &&
+                       p.by_octets.set((int64_t)2 * s.K * s.F + 32, s.K * s.F / 8);  // 16 rows of octets
   const int64_t pieces = std::max((int64_t)s.B * s.Hi * s.Wi, (int64_t)s.N * s.F * s.ksize * s.ksize) * (s.C / 8);
-  return pieces < OUTSIDE && pixels <= MOST_PIXELS && p.ring_bytes >= 2 * widest * 128 && items < 1 << 30;
+  return divides && pieces < OUTSIDE && pixels <= MOST_PIXELS && p.ring_bytes >= 2 * widest * 128 && items < 1 << 30;
 }
 
 }  // namespace

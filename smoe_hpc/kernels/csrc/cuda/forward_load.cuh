@@ -28,9 +28,9 @@ struct Walk {
  private:
   __device__ int read(int number) const { return number < p.items ? p.windows.counts[find(number).window] : 0; }
   __device__ Item find(int number) const {
-    const int tiles = p.windows.tiles_y * p.windows.tiles_x, tile = number / p.chunks, chunk = number % p.chunks;
-    const int tile_y = tile / p.windows.tiles_x;
-    return {tile_y, tile - tile_y * p.windows.tiles_x, (p.choices > 1 ? chunk * tiles : 0) + tile, chunk * p.tile.batch};
+    const int tile = p.by_chunks.quotient(number), chunk = number - tile * p.chunks, tile_y = p.by_tiles_x.quotient(tile);
+    const int first = p.choices > 1 ? chunk * (p.windows.tiles_y * p.windows.tiles_x) : 0;
+    return {tile_y, tile - tile_y * p.windows.tiles_x, first + tile, chunk * p.tile.batch};
   }
 };
 
@@ -91,7 +91,7 @@ struct PatchLoader {
     const int top = item.tile_y * p.windows.step_h - s.off, left = item.tile_x * p.windows.step_w - s.off;
     barrier_among<LOADERS>(1);
     for (int i = thread; i < p.patch_rows >> p.batch_log; i += LOADERS) {
-      const int line = p.lines(i), h = top + line;
+      const int line = p.by_patch_columns.quotient(i), h = top + line;
       int w = left + i - line * p.patch_columns;
       if (s.wrap) w += w < 0 ? s.Wi : w >= s.Wi ? -s.Wi : 0;
       fixed->patch_pixels[i] = h >= 0 && h < s.Hi && w >= 0 && w < s.Wi ? (h * s.Wi + w) * (s.C / 8) : OUTSIDE;
@@ -114,7 +114,8 @@ __device__ __forceinline__ void load_all(const Task& p, Fixed* fixed, uint32_t p
     const int* ids = p.windows.ids + (int64_t)item.window * p.windows.cap;
 #pragma unroll
     for (int j = 0; j < WIDEST / LOADERS; j++) {
-      const int column = min(block * columns.width + thread + LOADERS * j, columns.used - 1), slot = p.slot(column);
+      const int column = min(block * columns.width + thread + LOADERS * j, columns.used - 1);
+      const int slot = p.by_filters.quotient(column);
       ahead[j] = (ids[slot] * p.shape.F + column - slot * p.shape.F) * row_pieces;  // beyond the last: again, never stored
     }
   };

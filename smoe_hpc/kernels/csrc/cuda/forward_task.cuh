@@ -62,6 +62,17 @@ struct Reservations {
   }
 };
 
+// Division of n by d where n d < 2^32: multiplying warps have no time for the general one.
+struct Divisor {
+  uint32_t inverse = 0;  // the first whole number above 2^32 / d; 0 for 1
+  // Whether it is exact for all n up to `most`.
+  __host__ bool set(int64_t most, int64_t d) {
+    inverse = d <= 1 ? 0 : (uint32_t)(((uint64_t)1 << 32) / d) + 1;
+    return (uint64_t)most * d >> 32 == 0;
+  }
+  __device__ int quotient(int n) const { return inverse ? __umulhi(n, inverse) : n; }
+};
+
 struct Task {
   const void *x, *weights;
   void* y;
@@ -69,9 +80,7 @@ struct Task {
   Windows windows;
   Tile tile;
   int choices, batch_log, patch_columns, patch_rows, patch_bytes, ring_bytes, channel_blocks, chunks, items;
-  uint32_t filters_inverse, columns_inverse;  // 2^32 / F and / patch_columns, rounded up; 0 for / 1
-  __device__ int slot(int column) const { return filters_inverse ? __umulhi(column, filters_inverse) : column; }
-  __device__ int lines(int pixels) const { return columns_inverse ? __umulhi(pixels, columns_inverse) : pixels; }
+  Divisor by_filters, by_patch_columns, by_tile_columns, by_tiles_x, by_chunks, by_octets;
 };
 
 // How the columns of a tile are divided into blocks of equal width.

@@ -31,8 +31,7 @@ struct Pixels {
   }
 };
 
-// The rows of g and the slots of one pixel of this warp, into shared memory. TRANSPOSED: piece p of row r at piece p ^ (r % 8).
-template <Mode MODE>
+// The rows of g and the slots of one pixel of this warp, into shared memory.
 __device__ __forceinline__ void load_pixel(const Task& t, const Item& item, const Pixels& pixels, int number, char* shared,
                                            int warp, int lane) {
   const int place = pixels.of(number), pixel = warp + number * WARPS;
@@ -56,8 +55,7 @@ __device__ __forceinline__ void load_pixel(const Task& t, const Item& item, cons
     for (; piece >= pieces; piece -= pieces) b++;
     if (b >= batch) break;
     const bool real = b < there;
-    const int at = b * pieces + (MODE == TRANSPOSED ? piece ^ b % 8 : piece);
-    copy16(to + at * 16, real ? from + b * sample + piece * 8 : t.g, real ? 16 : 0);
+    copy16(to + (b * pieces + piece) * 16, real ? from + b * sample + piece * 8 : t.g, real ? 16 : 0);
     piece += LANES;
   }
 }
@@ -155,49 +153,6 @@ __device__ __forceinline__ void expand_pixels(const Task& t, const Item& item, c
   }
 }
 
-// The same where eight samples are one piece: a lane copies columns `lane` and 32 + lane.
-__device__ __forceinline__ void copy_pixels(const Task& t, int first, const char* shared, const Control* control, char* patch,
-                                            int warp, int lane) {
-  const int octets = t.tile.batch / 8, turns = min(TURNS, (t.pixels - (warp + first * WARPS) + WARPS - 1) / WARPS);
-  const char* zeros = (const char*)&control->zeros;
-#pragma unroll 1
-  for (int part = 0; part < 2 * octets; part++) {
-    const int octet = part / 2, column = part % 2 * LANES + lane;
-    uint4 value[TURNS];
-#pragma unroll
-    for (int turn = 0; turn < TURNS; turn++) {
-      const int unit = (warp + (first + turn) * WARPS) * octets + octet;
-      const uint32_t place = ((const uint16_t*)control->inverse[warp][turn])[column];  // in bytes of a row of g
-      const char* from = shared + t.raw_offset + unit * t.channels * 16 + place * 8;
-      if (turn < turns) value[turn] = *(const uint4*)(place == NONE ? zeros : from);
-    }
-#pragma unroll
-    for (int turn = 0; turn < TURNS; turn++) {
-      const int unit = (warp + (first + turn) * WARPS) * octets + octet;
-      if (turn < turns) *(uint4*)(patch + (unit * COLUMNS + column) * 16) = value[turn];
-    }
-  }
-}
-
-// The copies of this warp's pixels, where they are: from rows of samples to pieces of eight samples.
-__device__ __forceinline__ void transpose_pixels(const Task& t, uint32_t raw, int warp, int lane) {
-  constexpr int MOST = TRANSPOSED_CHANNELS / 32;
-  const int octets = t.tile.batch / 8, rounds = t.channels / 32;
-  for (int pixel = warp; pixel < t.pixels; pixel += WARPS)
-    for (int octet = 0; octet < octets; octet++) {
-      const uint32_t unit = raw + (pixel * octets + octet) * t.channels * 16;
-      uint32_t r[MOST][4];
-#pragma unroll
-      for (int i = 0; i < MOST; i++)
-        if (i < rounds) load_matrices_transposed(r[i], unit + lane % 8 * t.channels * 2 + ((i * 4 + lane / 8 ^ lane % 8) << 4));
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < MOST; i++)
-        if (i < rounds) store_matrices(r[i], unit + (i * LANES + lane) * 16);
-    }
-  __syncwarp();
-}
-
 template <int TOGETHER, Mode MODE>
 __device__ __forceinline__ void expand_items(const Task& t, char* shared, Control* control, int warp, int lane) {
   const uint32_t full = shared_address(control->patch_full), empty = shared_address(control->patch_empty);
@@ -208,8 +163,7 @@ __device__ __forceinline__ void expand_items(const Task& t, char* shared, Contro
   int count = __ldg(t.windows.counts + item.window);
   if (MODE != DIRECT) {
 #pragma unroll 1
-    for (int number = 0; warp + number * WARPS < t.pixels; number++)
-      load_pixel<MODE>(t, item, pixels, number, shared, warp, lane);
+    for (int i = 0; warp + i * WARPS < t.pixels; i++) load_pixel(t, item, pixels, i, shared, warp, lane);
     commit_copies();
   }
   for (int number = blockIdx.x; number < t.items; number += gridDim.x) {
@@ -222,16 +176,12 @@ __device__ __forceinline__ void expand_items(const Task& t, char* shared, Contro
     if (MODE == DIRECT) slots = t.windows.slots + item.window * t.pixels * t.shape.K;
     wait_copies<0>();
     __syncwarp();
-    if (MODE == TRANSPOSED) transpose_pixels(t, shared_address(shared) + t.raw_offset, warp, lane);
     for (int block = 0; block < blocks.number; block++) {
       barrier_wait(empty + 8 * place.index, place.round ^ 1);
       char* patch = shared + place.index * t.patch_bytes;
       for (int first = 0; warp + first * WARPS < t.pixels; first += TURNS) {
         invert_slots<MODE>(t, slots, blocks.first_column(block), warp + first * WARPS, inverse, lane);
-        if constexpr (MODE == TRANSPOSED)
-          copy_pixels(t, first, shared, control, patch, warp, lane);
-        else
-          expand_pixels<TOGETHER, MODE>(t, item, pixels, first, shared, patch, inverse, warp, lane);
+        expand_pixels<TOGETHER, MODE>(t, item, pixels, first, shared, patch, inverse, warp, lane);
         __syncwarp();
       }
       if (lane == 0) barrier_arrive(full + 8 * place.index);
@@ -240,7 +190,7 @@ __device__ __forceinline__ void expand_items(const Task& t, char* shared, Contro
     // The copies' place is free for the next tile's; the multipliers still have two blocks of this one to do.
     if (MODE != DIRECT && more) {
 #pragma unroll 1
-      for (int i = 0; warp + i * WARPS < t.pixels; i++) load_pixel<MODE>(t, next, next_pixels, i, shared, warp, lane);
+      for (int i = 0; warp + i * WARPS < t.pixels; i++) load_pixel(t, next, next_pixels, i, shared, warp, lane);
       commit_copies();
     }
     item = next;
@@ -251,7 +201,7 @@ __device__ __forceinline__ void expand_items(const Task& t, char* shared, Contro
 
 template <Mode MODE>
 __device__ __forceinline__ void expand(const Task& t, char* shared, Control* control, int warp, int lane) {
-  if (MODE == TRANSPOSED || t.tile.batch >= 8)
+  if (t.tile.batch >= 8)
     expand_items<8, MODE>(t, shared, control, warp, lane);
   else if (t.tile.batch > 1)
     expand_items<2, MODE>(t, shared, control, warp, lane);

@@ -9,24 +9,18 @@
 // Four warpgroups: 0 loads weights into a ring of stages, 1 expands g into two patches, 2 and 3 multiply and store. The
 // ring carries with each stage what to do with it, so that the multipliers know nothing of the plan.
 //
+// Tiles of eight samples have a kernel of their own, which is faster (input_grad_octets_hopper.cu).
+//
 // A gradient that is not finite reaches the inputs that it reaches mathematically, and no others. Weights that are not
 // finite also reach the pixels of the tile that did not select them (0 * inf).
 #include "input_grad_expand.cuh"
+#include "input_grad_octets.cuh"
+#include "input_grad_store.cuh"
 #include "input_grad_weights.cuh"
 #include "wgmma.cuh"
 
-#include <type_traits>
-
 namespace smoe::input_grad {
 namespace {
-
-constexpr size_t SHARED_LIMIT = 227 * 1024;
-
-// Sixteen rows of weights as the matrix unit takes them, the reduction along the rows: the leading stride leads from 64
-// channels to the next 64, the group stride from 8 rows to the next 8.
-__device__ __forceinline__ uint64_t step_operand(uint32_t address) {
-  return descriptor(address, STEP_GROUP_BYTES, 8 * ROW_BYTES);
-}
 
 // Where the products of a warpgroup stand.
 struct Consumer {
@@ -35,23 +29,17 @@ struct Consumer {
   Place stage;
   uint32_t patch_index = 0, patch_round = 0;
   uint32_t row, half;  // of A that this lane loads, less the shift; which 8 of 16 columns
-  uint32_t piece;      // TRANSPOSED: this lane's piece of 16 columns, in bytes; `row` is the first of eight
   int previous;        // stage not yet released, or -1
 };
 
-template <Mode MODE>
 __device__ __forceinline__ void load_step(const Consumer& c, uint32_t step, uint32_t (&a)[4]) {
-  if constexpr (MODE == TRANSPOSED) {
-    load_matrices_transposed(a, c.patch + (c.row + step / STEPS) * PATCH_ROW_BYTES + step % STEPS * 256 + c.piece);
-    return;
-  }
   const uint32_t row = c.row + step / STEPS, piece = step % STEPS * 2 + c.half;
   load_matrices(a, c.patch + row * PATCH_ROW_BYTES + ((piece ^ row % 8) << 4));
 }
 
 // One stage; A fragments go to `a`, whose products of the stage before the last must be done. Steps that a stage lacks are
 // multiplied too, zero by zero: a branch among the products would make them wait for each other. Returns the flags.
-template <class T, int N, Mode MODE>
+template <class T, int N>
 __device__ __forceinline__ uint32_t multiply_stage(const Task& t, const Control* control, Consumer& c, float (&sum)[N / 2],
                                                    uint32_t (&a)[STEPS][4], int lane) {
   using Product = MatrixProduct<T, N, true>;
@@ -62,7 +50,7 @@ __device__ __forceinline__ uint32_t multiply_stage(const Task& t, const Control*
   if (flags & FIRST) barrier_wait(c.patch_full + 8 * c.patch_index, c.patch_round);
 #pragma unroll
   for (int k = 0; k < STEPS; k++) {
-    load_step<MODE>(c, (k < 2 ? note.x : note.y) >> k % 2 * 16 & NONE, a[k]);
+    load_step(c, (k < 2 ? note.x : note.y) >> k % 2 * 16 & NONE, a[k]);
 #pragma unroll
     for (int i = 0; i < 4; i++) a[k][i] = k < steps ? a[k][i] : 0;
   }
@@ -87,59 +75,10 @@ __device__ __forceinline__ uint32_t multiply_stage(const Task& t, const Control*
   return flags;
 }
 
-template <class T>
-__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *(uint32_t*)&pair;
-  } else {
-    __half2 pair = __floats2half2_rn(low, high);
-    return *(uint32_t*)&pair;
-  }
-}
-
-// The four lanes of a quad hold r[i] of column i each; afterwards lane i holds the four values of its own column.
-__device__ __forceinline__ void transpose_quad(uint32_t (&r)[4], int lane) {
-  bool odd = lane & 1, upper = lane & 2;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    uint32_t other = __shfl_xor_sync(EVERY_LANE, odd ? r[i] : r[i + 1], 1);
-    (odd ? r[i] : r[i + 1]) = other;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    uint32_t other = __shfl_xor_sync(EVERY_LANE, upper ? r[i] : r[i + 2], 2);
-    (upper ? r[i] : r[i + 2]) = other;
-  }
-}
-
 template <class T, int N>
-__device__ __forceinline__ void store_rows(const Task& t, const Item& item, const float (&sum)[N / 2], int row, int lane) {
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    int place = row + half * 8, pixel = place / t.tile.batch, b = item.chunk * t.tile.batch + place % t.tile.batch;
-    int h = item.y * t.windows.step_h + pixel / t.tile.columns, w = item.x * t.windows.step_w + pixel % t.tile.columns;
-    bool inside = b < t.shape.B && h < t.shape.Hi && w < t.shape.Wi;
-    uint16_t* to = t.dx + (((int64_t)b * t.shape.Hi + h) * t.shape.Wi + w) * t.shape.C;
-#pragma unroll
-    for (int n = 0; n < N / 32; n++) {
-      uint32_t r[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float* pair = sum + (n * 4 + i) * 4 + half * 2;
-        r[i] = pack_pair<T>(pair[0], pair[1]);
-      }
-      transpose_quad(r, lane);
-      int channel = item.channel_block * N + (n * 4 + lane % 4) * 8;
-      if (inside && channel < t.shape.C) *(uint4*)(to + channel) = make_uint4(r[0], r[1], r[2], r[3]);
-    }
-  }
-}
-
-template <class T, int N, Mode MODE>
 __device__ __forceinline__ void multiply(const Task& t, char* shared, const Control* control, int group, int warp, int lane) {
   const int row = group * 64 + warp * 16;
-  const int loaded = row + (MODE == TRANSPOSED ? lane & 8 : lane % 16), pixel = loaded / t.tile.batch;
+  const int loaded = row + lane % 16, pixel = loaded / t.tile.batch;
   Consumer c;
   c.patch = shared_address(shared);
   c.other_patch = c.patch + t.patch_bytes;
@@ -150,7 +89,6 @@ __device__ __forceinline__ void multiply(const Task& t, char* shared, const Cont
   c.patch_empty = shared_address(control->patch_empty);
   c.row = (pixel / t.tile.columns * t.windows.columns + pixel % t.tile.columns) * t.tile.batch + loaded % t.tile.batch;
   c.half = lane / 16;
-  c.piece = (lane / 16 * 8 + lane % 8) * 16;
   for (int number = blockIdx.x; number < t.items; number += gridDim.x) {
     float sum[N / 2];
 #pragma unroll
@@ -158,12 +96,12 @@ __device__ __forceinline__ void multiply(const Task& t, char* shared, const Cont
     uint32_t even[STEPS][4], odd[STEPS][4];
     c.previous = -1;
     while (true) {
-      if (multiply_stage<T, N, MODE>(t, control, c, sum, even, lane) & END_OF_TILE) break;
-      if (multiply_stage<T, N, MODE>(t, control, c, sum, odd, lane) & END_OF_TILE) break;
+      if (multiply_stage<T, N>(t, control, c, sum, even, lane) & END_OF_TILE) break;
+      if (multiply_stage<T, N>(t, control, c, sum, odd, lane) & END_OF_TILE) break;
     }
     matrix_wait<0>();
     if (lane == 0) barrier_arrive(c.stage_empty + 8 * c.previous);
-    store_rows<T, N>(t, item_of(t, number), sum, row + lane / 4, lane);
+    store_rows<T, N>(rows_of(t, item_of(t, number), row + lane / 4, N), sum, lane);
   }
 }
 
@@ -183,11 +121,10 @@ __global__ void __launch_bounds__(4 * WARPS * LANES, 1) input_grad_kernel(const 
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  if (threadIdx.x == 0) control->zeros = make_uint4(0, 0, 0, 0);
   __syncthreads();
   if (group >= 2) {
     more_registers<152>();
-    multiply<T, N, MODE>(t, shared, control, group - 2, warp, lane);
+    multiply<T, N>(t, shared, control, group - 2, warp, lane);
   } else {
     fewer_registers<104>();
     if (group == 0)
@@ -233,9 +170,8 @@ int run(Task& t, int processors, cudaStream_t stream) {
   const int blocks = t.items < processors ? t.items : processors;
   if (blocks == 0) return 0;
   constexpr uint32_t STAGE_BYTES = STEPS * STEP_BYTES<N>;
-  const bool transposed = t.tile.batch % 8 == 0 && t.channels % 64 == 0 && t.channels <= TRANSPOSED_CHANNELS;
-  if (size_t bytes = divide_shared(t, STAGE_BYTES, true))
-    return transposed ? launch<T, N, TRANSPOSED>(t, bytes, blocks, stream) : launch<T, N, STAGED>(t, bytes, blocks, stream);
+  if (octets::fits(t)) return octets::run<T, N>(t, blocks, stream);
+  if (size_t bytes = divide_shared(t, STAGE_BYTES, true)) return launch<T, N, STAGED>(t, bytes, blocks, stream);
   if (size_t bytes = divide_shared(t, STAGE_BYTES, false)) return launch<T, N, DIRECT>(t, bytes, blocks, stream);
   return UNSUPPORTED;
 }

@@ -11,7 +11,7 @@ constexpr int STEPS = COLUMNS / STEP_ROWS;    // of a stage of the ring
 constexpr int MAX_STAGES = 6, PATCHES = 2, MAX_TAPS = 9;
 constexpr int TURNS = 4;               // pixels whose slots a warp inverts together
 constexpr int MAX_PIXELS = 2 * WARPS * LANES;  // of a window
-constexpr int TRANSPOSED_CHANNELS = 128;       // most, and a multiple of 64
+constexpr size_t SHARED_LIMIT = 227 * 1024;
 constexpr int MAX_CHANNELS = 1 << 15;  // of g, so that offsets in a row fit 16 bits
 constexpr uint32_t EVERY_LANE = 0xffffffff, NONE = 0xffff;
 constexpr uint32_t FIRST = 1 << 8, END_OF_PATCH = 1 << 9, END_OF_TILE = 1 << 10;  // marks of a stage
@@ -34,7 +34,6 @@ struct Control {
   alignas(16) StageNote notes[MAX_STAGES];
   uint32_t inverse[WARPS][TURNS][COLUMNS / 2];  // for each column of a patch its place in a row of g, in bytes, or NONE
   uint8_t steps[WARPS][MAX_TAPS * STEPS];       // needed by the block of columns at hand: STEPS * tap + sixteen
-  uint4 zeros;                                  // what a column holds that a pixel did not select
 };
 
 struct Task {
@@ -50,10 +49,9 @@ struct Task {
 };
 
 // How g comes into the patch, and how a patch lies in shared memory.
-//   DIRECT      gathered from g itself; rows of the patch along columns, 16-byte piece p of row r at piece p ^ (r % 8)
-//   STAGED      the same by way of a copy of the tile's rows of g in shared memory
-//   TRANSPOSED  eight samples of a pixel and column are one piece of 16 bytes, in the copy and in the patch
-enum Mode { DIRECT, STAGED, TRANSPOSED };
+//   DIRECT  gathered from g itself; rows of the patch along columns, 16-byte piece p of row r at piece p ^ (r % 8)
+//   STAGED  the same by way of a copy of the tile's rows of g in shared memory
+enum Mode { DIRECT, STAGED };
 
 // One tile of one chunk of samples and one block of channels.
 struct Item {
@@ -77,9 +75,9 @@ __device__ __forceinline__ Item item_of(const Task& t, int number) {
 // the start of the next tile. A window that selects nothing has one block, of nothing.
 struct Blocks {
   int sixteens, number;
-  __device__ __forceinline__ Blocks(const Task& t, int count) {
+  __device__ __forceinline__ Blocks(const Task& t, int count, int most = STEPS) {
     sixteens = (count * t.shape.F + STEP_ROWS - 1) / STEP_ROWS;
-    number = max(1, (sixteens + STEPS - 1) / STEPS);
+    number = max(1, (sixteens + most - 1) / most);
   }
   __device__ __forceinline__ int first_column(int block) const { return (unsigned)(block * sixteens) / number * STEP_ROWS; }
 };
@@ -88,10 +86,10 @@ __device__ __forceinline__ int divide_by_filters(const Task& t, int channel) {
   return t.shape.F == 1 ? channel : (int)__umulhi(channel, t.filter_magic);
 }
 
-__device__ __forceinline__ void store_matrices(const uint32_t (&r)[4], uint32_t address) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
-               "r"(r[3])
-               : "memory");
+// Sixteen rows of weights as the matrix unit takes them, the reduction along the rows: the leading stride leads from 64
+// channels to the next 64, the group stride from 8 rows to the next 8.
+__device__ __forceinline__ uint64_t step_operand(uint32_t address) {
+  return descriptor(address, STEP_GROUP_BYTES, 8 * ROW_BYTES);
 }
 
 // A place in a ring, and whether it has gone round an odd number of times.

@@ -10,9 +10,9 @@ struct Columns {
   uint32_t mask[2];
 };
 
-__device__ __forceinline__ void fetch_columns(const Task& t, int64_t window, int count, int block, int lane, Columns& c) {
-  const Blocks blocks(t, count);
-  const int first = blocks.first_column(block), end = blocks.first_column(block + 1);
+// Those from `first` on, before `end`.
+__device__ __forceinline__ void fetch_columns(const Task& t, int64_t window, int count, int first, int end, int lane,
+                                              Columns& c) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int column = first + half * LANES + lane, slot = divide_by_filters(t, column);
@@ -25,6 +25,12 @@ __device__ __forceinline__ void fetch_columns(const Task& t, int64_t window, int
       c.mask[half] = t.windows.masks ? __ldg(t.windows.masks + place) : NONE;
     }
   }
+}
+
+// Those of a block.
+__device__ __forceinline__ void fetch_columns(const Task& t, int64_t window, int count, int block, int lane, Columns& c) {
+  const Blocks blocks(t, count);
+  fetch_columns(t, window, count, blocks.first_column(block), blocks.first_column(block + 1), lane, c);
 }
 
 // Lists the steps that a block of columns needs, by tap, then by sixteen; returns how many.

@@ -1,4 +1,5 @@
 // Changes of layout around the products: weights to rows of channels for each tap, their gradient back, indices by pixel.
+#include <algorithm>
 #include "common.cuh"
 
 namespace smoe {
@@ -6,6 +7,7 @@ namespace {
 
 constexpr int THREADS = 256;
 constexpr int STAGED = 4096;  // numbers that a CTA turns round in shared memory
+constexpr int MANY_BLOCKS = 512;  // keep any GPU busy
 constexpr int EDGE = 32;      // of the squares in which indices are transposed
 
 __device__ __forceinline__ float read_number(const void* from, int64_t at, int type) {
@@ -57,9 +59,15 @@ __global__ void __launch_bounds__(THREADS) pack_kernel(const void* weight, int f
   const int there = max(0, min(piece.channels, C - piece.first_channel));  // channels that are no padding
   const int run = there * taps, length = piece.rows * run;
   if (from == FLOAT32 && piece.start % 4 == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0) {
+    constexpr int EACH = STAGED / 4 / THREADS;
     const float4* fours = reinterpret_cast<const float4*>(static_cast<const float*>(weight) + piece.start);
-#pragma unroll 4
-    for (int i = threadIdx.x; i < length / 4; i += THREADS) reinterpret_cast<float4*>(staged)[i] = fours[i];
+    float4 mine[EACH];  // all on their way before the first is waited for
+#pragma unroll
+    for (int j = 0; j < EACH; j++)
+      if (threadIdx.x + j * THREADS < length / 4) mine[j] = __ldg(fours + threadIdx.x + j * THREADS);
+#pragma unroll
+    for (int j = 0; j < EACH; j++)
+      if (threadIdx.x + j * THREADS < length / 4) reinterpret_cast<float4*>(staged)[threadIdx.x + j * THREADS] = mine[j];
     for (int i = length / 4 * 4 + threadIdx.x; i < length; i += THREADS) staged[i] = read_number(weight, piece.start + i, from);
   } else {
 #pragma unroll 4
@@ -83,12 +91,29 @@ __global__ void __launch_bounds__(THREADS) unpack_kernel(const float* packed, vo
   __shared__ __align__(16) float staged[STAGED];
   const Piece piece = piece_of(all_rows, C, C, taps, rows, channels);
   const int run = piece.channels * taps, length = piece.rows * run;
-  for (int unit = threadIdx.x / 32; unit < piece.rows * taps; unit += THREADS / 32) {
-    const int row = unit / taps, tap = unit % taps;
-    const float* from = packed + ((piece.first_row + row) * taps + tap) * padded + piece.first_channel;
+  if (padded == C && C % 2 == 0 && piece.channels == C && reinterpret_cast<uintptr_t>(packed) % 8 == 0) {  // without gaps
+    constexpr int EACH = STAGED / 2 / THREADS;
+    const float2* pairs = reinterpret_cast<const float2*>(packed + piece.start);
+    float2 mine[EACH];  // all on their way before the first is waited for
+#pragma unroll
+    for (int j = 0; j < EACH; j++)
+      if (threadIdx.x + j * THREADS < length / 2) mine[j] = __ldg(pairs + threadIdx.x + j * THREADS);
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const int i = 2 * (threadIdx.x + j * THREADS), unit = i / C, row = unit / taps;
+      if (i >= length) break;
+      float* to = staged + row * run + (i - unit * C) * taps + unit - row * taps;
+      to[0] = mine[j].x;
+      to[taps] = mine[j].y;
+    }
+  } else {
+    for (int unit = threadIdx.x / 32; unit < piece.rows * taps; unit += THREADS / 32) {
+      const int row = unit / taps, tap = unit % taps;
+      const float* from = packed + ((piece.first_row + row) * taps + tap) * padded + piece.first_channel;
 #pragma unroll 4
-    for (int channel = threadIdx.x % 32; channel < piece.channels; channel += 32)
-      staged[row * run + channel * taps + tap] = __ldg(from + channel);
+      for (int channel = threadIdx.x % 32; channel < piece.channels; channel += 32)
+        staged[row * run + channel * taps + tap] = __ldg(from + channel);
+    }
   }
   __syncthreads();
   if (to == FLOAT32 && piece.start % 4 == 0 && reinterpret_cast<uintptr_t>(gradient) % 16 == 0) {
@@ -119,11 +144,11 @@ __global__ void __launch_bounds__(THREADS) transpose_kernel(const int64_t* indic
     if (p + i < P && k + lane < K) to[(int64_t)(p + i) * K + k + lane] = square[lane][i];
 }
 
-// Rows, or channels of one row, that fit into a CTA's shared memory.
-void divide_rows(int channels, int taps, int* rows_each, int* channels_each) {
+// Rows, or channels of one row, that fit into a CTA's shared memory; fewer if there are not enough for all multiprocessors.
+void divide_rows(int rows, int channels, int taps, int* rows_each, int* channels_each) {
   const int most = STAGED / taps / 2 * 2;
   *channels_each = channels < most ? channels : most;
-  *rows_each = channels <= most ? STAGED / (channels * taps) : 1;
+  *rows_each = channels <= most ? std::max(1, std::min(STAGED / (channels * taps), rows / MANY_BLOCKS)) : 1;
 }
 
 }  // namespace
@@ -136,7 +161,7 @@ extern "C" int smoe_pack_weight(const void* weight, int from, void* packed, int 
   if (padded % 2 || padded < C || taps > STAGED / 2) return UNSUPPORTED;
   if (rows == 0 || padded == 0) return 0;
   int rows_each, channels_each;
-  divide_rows(padded, taps, &rows_each, &channels_each);
+  divide_rows(rows, padded, taps, &rows_each, &channels_each);
   const int64_t blocks = (int64_t)((rows + rows_each - 1) / rows_each) * ((padded + channels_each - 1) / channels_each);
   if (blocks > INT32_MAX) return UNSUPPORTED;
   pack_kernel<<<static_cast<unsigned>(blocks), THREADS, 0, stream>>>(weight, from, packed, to, rows, C, taps, padded, rows_each,
@@ -151,7 +176,7 @@ extern "C" int smoe_unpack_gradient(const float* packed, void* gradient, int to,
   if (padded < C || taps > STAGED / 2) return UNSUPPORTED;
   if (rows == 0 || C == 0) return 0;
   int rows_each, channels_each;
-  divide_rows(C, taps, &rows_each, &channels_each);
+  divide_rows(rows, C, taps, &rows_each, &channels_each);
   const int64_t blocks = (int64_t)((rows + rows_each - 1) / rows_each) * ((C + channels_each - 1) / channels_each);
   if (blocks > INT32_MAX) return UNSUPPORTED;
   unpack_kernel<<<static_cast<unsigned>(blocks), THREADS, 0, stream>>>(packed, gradient, to, rows, C, taps, padded, rows_each,

@@ -1,252 +1,75 @@
 // The plan of a routing: which experts the pixels of each window select, and where in that list each selection stands.
 //
-// One CTA makes one window, in shared memory: every selection marks its expert with the bits of the sub-windows it lies in,
-// the marked experts are listed by number and, where masks are wanted, sorted by counting (for taps those that most of them
-// need first, for tiles in the order of a Gray code), and every selection looks up its place. All three kinds of windows are
-// made by one launch, the largest windows first.
+// A team of threads makes one window, in shared memory: every selection marks its expert with the bits of the sub-windows it
+// lies in, the marked experts are listed by number and, where masks are wanted, sorted by counting (for taps those that most of
+// them need first, for tiles in the order of a Gray code), and every selection looks up its place. All three kinds of windows
+// are made by one launch, the largest windows first. Where the input gradient's tiles are those of the forward, which then
+// are the middles of its windows, a team makes both at once.
 #include <algorithm>
 
-#include "plan_sort.cuh"
+#include "plan_window.cuh"
 
 namespace smoe {
 namespace {
 
 constexpr int MOST_STAGED = 32 << 10;  // bytes of selections kept in shared memory between marking and looking up
 constexpr int MOST_SHARED = 227 << 10;
-constexpr int FEW_WINDOWS = 2048;  // up to which a CTA of more threads is worth what they cost
-constexpr int LEFT_OUT = 0xffff;
-constexpr int AT_ONCE = 4;  // loads of selections that a thread has in flight
+constexpr int CTAS = 4;  // that run together on a multiprocessor
+constexpr int FEW_WINDOWS = 1024;  // up to which a team of more threads is worth what they cost
+constexpr int FEW_ENTRIES = 512, FEW_EXPERTS = 1024;  // up to which a warp makes a window by itself
 
-enum Kind { FORWARD, INPUT_GRAD, WEIGHT_GRAD };
-
-struct Family {
-  int* counts;
-  int* ids;
-  uint16_t* masks;
-  uint16_t* slots;
-  int kind, tiles_y, tiles_x, step_h, step_w, first, rows, columns, cap, bits;
-};
-
-struct PlanTask {
-  Family family[3];
-  const int* index;
-  Shape shape;  // of a convolution; B and C are not used
-  int choices, sub_rows, sub_columns;
-};
-
-// The sub-windows that window pixel (u, v) lies in, a bit each; 0: nobody reads it.
-__device__ uint32_t bits_of_pixel(const Family& f, const PlanTask& task, int ty, int tx, int u, int v) {
-  if (f.kind == FORWARD) return 1;
-  if (f.kind == WEIGHT_GRAD) return 1u << (u / task.sub_rows * (f.columns / task.sub_columns) + v / task.sub_columns);
-  const int reach = task.shape.ksize - 1;
-  const int inside_h = min(f.step_h, task.shape.Hi - ty * f.step_h), inside_w = min(f.step_w, task.shape.Wi - tx * f.step_w);
-  if (u >= inside_h + reach || v >= inside_w + reach) return 0;
-  if (f.bits == 0) return 0xffff;
-  uint32_t mask = 0;
-  for (int i = 0; i <= reach; i++)
-    for (int j = 0; j <= reach; j++) {
-      const int r = u - (reach - i), c = v - (reach - j);
-      if (r >= 0 && r < inside_h && c >= 0 && c < inside_w) mask |= 1u << (i * (reach + 1) + j);
-    }
-  return mask;
-}
-
-// Number of the output pixel at place (u, v) of the window, or -1 outside the map.
-__device__ int pixel_at(const Family& f, const Shape& s, int ty, int tx, int u, int v) {
-  const int h = ty * f.step_h + f.first + u;
-  int w = tx * f.step_w + f.first + v;
-  if (f.kind == INPUT_GRAD && s.wrap) w = (w % s.Wo + s.Wo) % s.Wo;
-  return h >= 0 && h < s.Ho && w >= 0 && w < s.Wo ? h * s.Wo + w : -1;
-}
-
-struct Memory {
-  uint16_t* table;       // [N] mask of each expert, later its place in the list
-  uint16_t* list;        // [cap] experts by number, if they fit
-  Tally tally;
-  int* pixels;           // [window pixels] number of the output pixel or -1
-  uint16_t* pixel_bits;  // [window pixels]
-  uint16_t* staged;      // [window pixels * K] selected experts, if they fit
-};
-
-// The place of a thread among the selections of a window, VEC at a time: entry = pixel * K + k.
-template <int THREADS, int VEC>
-struct Walk {
-  int entry, pixel, group, groups, step, rest;
-  __device__ explicit Walk(int K) : entry(threadIdx.x * VEC), groups(K / VEC) {
-    pixel = threadIdx.x / groups, group = threadIdx.x % groups;
-    step = THREADS / groups, rest = THREADS % groups;
-  }
-  __device__ void advance() {
-    entry += THREADS * VEC, pixel += step, group += rest;
-    if (group >= groups) pixel++, group -= groups;
-  }
-};
-
-template <int VEC>
-__device__ __forceinline__ void load_selections(int (&to)[VEC], const int* from) {
-  if constexpr (VEC == 4) {
-    const int4 four = __ldg(reinterpret_cast<const int4*>(from));
-    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
-  } else {
-    to[0] = __ldg(from);
-  }
+template <int T, int VEC, int KIND>
+__device__ __forceinline__ void make_windows(const PlanTask& task, int block) {
+  const int window = block * Team<T>::NUMBER + Team<T>::number();
+  if (window < task.family[KIND].windows) make_window<T, VEC, KIND>(task, window);
 }
 
 template <int VEC>
-__device__ __forceinline__ void load_staged(int (&to)[VEC], const uint16_t* from) {
-  if constexpr (VEC == 4) {
-    const uint2 four = *reinterpret_cast<const uint2*>(from);
-    to[0] = four.x & 0xffff, to[1] = four.x >> 16, to[2] = four.y & 0xffff, to[3] = four.y >> 16;
-  } else {
-    to[0] = from[0];
+__global__ void __launch_bounds__(BLOCK, CTAS) plan_kernel(const __grid_constant__ PlanTask task) {
+  int block = blockIdx.x;
+  if (block < task.family[WEIGHT_GRAD].blocks) {
+    if (task.family[WEIGHT_GRAD].team == 32) return make_windows<32, VEC, WEIGHT_GRAD>(task, block);
+    return make_windows<BLOCK, VEC, WEIGHT_GRAD>(task, block);
   }
+  block -= task.family[WEIGHT_GRAD].blocks;
+  if (block < task.family[INPUT_GRAD].blocks) {
+    if (task.family[INPUT_GRAD].team == 32) return make_windows<32, VEC, INPUT_GRAD>(task, block);
+    if (task.family[INPUT_GRAD].team == 128) return make_windows<128, VEC, INPUT_GRAD>(task, block);
+    return make_windows<BLOCK, VEC, INPUT_GRAD>(task, block);
+  }
+  block -= task.family[INPUT_GRAD].blocks;
+  if (task.family[FORWARD].team == 32) return make_windows<32, VEC, FORWARD>(task, block);
+  if (task.family[FORWARD].team == 128) return make_windows<128, VEC, FORWARD>(task, block);
+  make_windows<BLOCK, VEC, FORWARD>(task, block);
 }
 
-template <int VEC>
-__device__ __forceinline__ void store_slots(uint16_t* to, const uint32_t (&from)[VEC]) {
-  if constexpr (VEC == 4)
-    *reinterpret_cast<uint2*>(to) = make_uint2(from[0] | from[1] << 16, from[2] | from[3] << 16);
-  else
-    to[0] = from[0];
-}
-
-template <int T, int VEC>
-__global__ void __launch_bounds__(T, 1280 / T) plan_kernel(const __grid_constant__ PlanTask task, int most_pixels,
-                                                        int most_listed) {
-  constexpr int THREADS = Team<T>::THREADS, WARPS = Team<T>::WARPS, BINS = Team<T>::BINS;
-  extern __shared__ __align__(16) char shared[];
-  __shared__ int warp_sums[WARPS];
-  const int N = task.shape.N, K = task.shape.K;
-
-  int which = WEIGHT_GRAD, window = blockIdx.x;
-  while (window >= task.choices * task.family[which].tiles_y * task.family[which].tiles_x) {
-    window -= task.choices * task.family[which].tiles_y * task.family[which].tiles_x;
-    which--;
-  }
-  const Family& f = task.family[which];
-  const int tiles = f.tiles_y * f.tiles_x, pixels = f.rows * f.columns;
-  const int ty = window % tiles / f.tiles_x, tx = window % f.tiles_x;
-  const int* index = task.index + (int64_t)(window / tiles) * task.shape.Ho * task.shape.Wo * K;
-
-  Memory m;
-  m.table = reinterpret_cast<uint16_t*>(shared);
-  m.list = m.table + (N + 7) / 8 * 8;
-  m.tally.counts = m.list + most_listed;
-  m.tally.bin_start = m.tally.counts + BINS * WARPS;
-  m.pixels = reinterpret_cast<int*>(m.tally.bin_start + BINS);
-  m.pixel_bits = reinterpret_cast<uint16_t*>(m.pixels + most_pixels);
-  m.staged = m.pixel_bits + most_pixels;
-  const bool staged = pixels * K * 2 <= MOST_STAGED;
-
-  for (int i = threadIdx.x; i < (N + 7) / 8; i += THREADS) reinterpret_cast<uint4*>(m.table)[i] = make_uint4(0, 0, 0, 0);
-  for (int i = threadIdx.x; i < pixels; i += THREADS) {
-    const uint32_t bits = bits_of_pixel(f, task, ty, tx, i / f.columns, i % f.columns);
-    m.pixels[i] = bits ? pixel_at(f, task.shape, ty, tx, i / f.columns, i % f.columns) : -1;
-    m.pixel_bits[i] = bits;
-  }
-  __syncthreads();
-
-  const Walk<T, VEC> begin(K);
-  for (Walk<T, VEC> walk = begin; walk.pixel < pixels;) {
-    int experts[AT_ONCE][VEC], entries[AT_ONCE], bits[AT_ONCE];  // loads of several steps in flight
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++, walk.advance()) {
-      const int from = walk.pixel < pixels ? m.pixels[walk.pixel] : -1;
-      entries[i] = walk.pixel < pixels ? walk.entry : -1;
-      bits[i] = walk.pixel < pixels ? m.pixel_bits[walk.pixel] : 0;
-      if (from >= 0)
-        load_selections<VEC>(experts[i], index + (int64_t)from * K + walk.group * VEC);
-      else
-        for (int v = 0; v < VEC; v++) experts[i][v] = LEFT_OUT;
-    }
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) {
-      uint32_t kept[VEC];
-#pragma unroll
-      for (int v = 0; v < VEC; v++) {
-        const uint32_t expert = experts[i][v];
-        kept[v] = expert < (uint32_t)N ? expert : LEFT_OUT;
-        if (expert < (uint32_t)N && (m.table[expert] & bits[i]) != bits[i])
-          atomicOr(reinterpret_cast<uint32_t*>(m.table) + expert / 2, bits[i] << (expert % 2 * 16));
-      }
-      if (staged && entries[i] >= 0) store_slots<VEC>(m.staged + entries[i], kept);
-    }
-  }
-  __syncthreads();
-
-  int* ids = f.ids + (int64_t)window * f.cap;
-  uint16_t* masks = f.masks ? f.masks + (int64_t)window * f.cap : nullptr;
-  uint16_t* slots = f.slots + (int64_t)window * pixels * K;
-  auto settle = [&](int place, int expert, uint32_t mask) {
-    ids[place] = expert;
-    if (masks) masks[place] = mask;
-    m.table[expert] = place;
+// Divides a team's shared memory; returns its bytes.
+int lay_out(Family& f, int N, int K, int team, bool together, int lists) {
+  const int warps = team / 32, pixels = f.rows * f.columns, table = (N + 8) / 8 * 16;
+  int bytes = table;
+  const auto take = [&](int more) {
+    const int at = bytes;
+    bytes += (more + 15) / 16 * 16;
+    return at;
   };
-  int count;
-  if (f.bits == 0) {
-    count = list_marked<T>(m.table, N, warp_sums, settle);
-  } else {
-    uint16_t* list = most_listed ? m.list : slots;  // which are written last
-    count = list_marked<T>(m.table, N, warp_sums, [&](int place, int expert, uint32_t) { list[place] = expert; });
-    if (f.kind == INPUT_GRAD) {
-      auto digit = [](uint32_t mask) { return ORDERS.tap_mask[mask]; };
-      sort_pass<T>(m.table, m.tally, list, count, warp_sums, digit, settle);
-    } else if (f.bits <= SHORT_MASK) {
-      auto digit = [](uint32_t mask) { return gray_rank(mask); };
-      sort_pass<T>(m.table, m.tally, list, count, warp_sums, digit, settle);
-    } else {
-      auto low = [](uint32_t mask) { return gray_rank(mask) & 255; };
-      auto high = [](uint32_t mask) { return gray_rank(mask) >> 8; };
-      auto relist = [&](int place, int expert, uint32_t) { slots[place] = expert; };
-      sort_pass<T>(m.table, m.tally, list, count, warp_sums, low, relist);
-      sort_pass<T>(m.table, m.tally, slots, count, warp_sums, high, settle);
-    }
-  }
-  if (threadIdx.x == 0) f.counts[window] = count;
-  for (int i = count + threadIdx.x; i < f.cap; i += THREADS) {
-    ids[i] = 0;
-    if (masks) masks[i] = 0;
-  }
-
-  for (Walk<T, VEC> walk = begin; walk.pixel < pixels; walk.advance()) {
-    uint32_t places[VEC];
-    int experts[VEC];
-    const int from = staged ? -1 : m.pixels[walk.pixel];
-    if (staged)
-      load_staged<VEC>(experts, m.staged + walk.entry);
-    else if (from >= 0)
-      load_selections<VEC>(experts, index + (int64_t)from * K + walk.group * VEC);
-    else
-      for (int v = 0; v < VEC; v++) experts[v] = LEFT_OUT;
-#pragma unroll
-    for (int v = 0; v < VEC; v++) places[v] = (uint32_t)experts[v] < (uint32_t)N ? m.table[experts[v]] : LEFT_OUT;
-    store_slots<VEC>(slots + walk.entry, places);
-  }
+  f.team = team;
+  f.centre_table_at = together ? take(table) : 0;
+  f.list_at = lists > 0 ? take(f.cap * 2) : 0;
+  f.second_list_at = lists > 1 ? take(f.cap * 2) : 0;
+  f.tally_at = take((warps * 8 + 15) / 16 * 16 + (f.bits ? BINS * 2 * (warps + 1) : 0));
+  f.pixels_at = take(pixels * 8);
+  const int64_t staged = (int64_t)pixels * K * 2;
+  f.staged_at = staged <= MOST_STAGED ? take(static_cast<int>(staged)) : 0;
+  f.team_bytes = bytes;
+  return bytes;
 }
 
-// Shared memory of a CTA.
-struct Sizes {
-  int most_pixels = 0, most_listed = 0, staged = 0;
-  size_t bytes(int N, int threads) const {
-    const int sorted = 4 * threads * (threads / 32 + 1);
-    return (size_t)((N + 7) / 8 * 8 + most_listed + sorted) * 2 + (size_t)most_pixels * 6 + staged;
-  }
-};
-
-template <int T, int VEC>
-int launch_plan(const PlanTask& task, int64_t windows, const Sizes& sizes, cudaStream_t stream) {
-  const int bytes = static_cast<int>(sizes.bytes(task.shape.N, T));
-  const cudaError_t status =
-      cudaFuncSetAttribute(plan_kernel<T, VEC>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+template <int VEC>
+int launch_plan(PlanTask& task, int64_t blocks, int bytes, cudaStream_t stream) {
+  task.by_groups = Divider(task.shape.K / VEC);
+  const cudaError_t status = cudaFuncSetAttribute(plan_kernel<VEC>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
-  plan_kernel<T, VEC><<<static_cast<unsigned>(windows), T, bytes, stream>>>(task, sizes.most_pixels, sizes.most_listed);
-  return cudaGetLastError();
-}
-
-template <int T>
-int choose_loads(const PlanTask& task, int64_t windows, const Sizes& sizes, cudaStream_t stream) {
-  if (task.shape.K % 4 == 0) return launch_plan<T, 4>(task, windows, sizes, stream);
-  return launch_plan<T, 1>(task, windows, sizes, stream);
+  return launch_early(plan_kernel<VEC>, static_cast<unsigned>(blocks), BLOCK, bytes, stream, task);
 }
 
 }  // namespace
@@ -265,30 +88,56 @@ extern "C" int smoe_plan(
   const int subs = region_rows / tile_rows * (region_columns / tile_columns), taps = ksize * ksize;
   if (N > 65535 || subs < 1 || subs > 16) return UNSUPPORTED;
   PlanTask task{};
-  task.index = index, task.choices = choices, task.sub_rows = tile_rows, task.sub_columns = tile_columns;
+  task.index = index, task.choices = choices, task.subs_across = region_columns / tile_columns;
+  task.by_sub_rows = Divider(tile_rows), task.by_sub_columns = Divider(tile_columns);
   task.shape = {0, 0, Hi, Wi, Ho, Wo, N, K, 0, ksize, off, wrap};
-  int64_t windows = 0;
-  Sizes sizes;
-  auto add = [&](int kind, int* counts, int* ids, uint16_t* masks, uint16_t* slots, int h, int w, int step_h, int step_w,
-                 int halo, int first, int bits) {
+  task.together = tile_rows == input_rows && tile_columns == input_columns && Hi == Ho && Wi == Wo && off == ksize / 2 &&
+                  ksize > 1 && taps <= SHORT_MASK;
+  int64_t blocks = 0;
+  int most_bytes = 0;
+  const auto add = [&](int kind, int* counts, int* ids, uint16_t* masks, uint16_t* slots, int h, int w, int step_h, int step_w,
+                       int halo, int first, int bits) {
+    Family& f = task.family[kind];
     const int rows = step_h + halo, columns = step_w + halo, tiles_y = (h + step_h - 1) / step_h;
     const int tiles_x = (w + step_w - 1) / step_w;
-    const int64_t entries = (int64_t)rows * columns * K;
+    const int64_t entries = (int64_t)rows * columns * K, windows = (int64_t)choices * tiles_y * tiles_x;
     const int cap = static_cast<int>((N < entries ? N : entries) + 15) / 16 * 16;
-    task.family[kind] = {counts, ids, masks, slots, kind, tiles_y, tiles_x, step_h, step_w, first, rows, columns, cap, bits};
-    windows += (int64_t)choices * tiles_y * tiles_x;
-    sizes.most_pixels = std::max(sizes.most_pixels, (rows * columns + 7) / 8 * 8);
-    if (bits) sizes.most_listed = std::max(sizes.most_listed, cap);
-    if (entries * 2 <= MOST_STAGED) sizes.staged = std::max(sizes.staged, static_cast<int>(entries * 2));
+    f = {counts, ids, masks, slots, tiles_y, tiles_x, step_h, step_w, first, rows, columns, cap, bits};
+    f.by_tiles = Divider(tiles_y * tiles_x), f.by_tiles_x = Divider(tiles_x), f.by_columns = Divider(columns);
+    const bool together = kind == INPUT_GRAD && task.together;
+    const int least = entries <= FEW_ENTRIES && N <= FEW_EXPERTS ? 32
+                      : kind == FORWARD || (kind == INPUT_GRAD && windows > FEW_WINDOWS) ? 128 : BLOCK;
+    const int most_lists = bits > SHORT_MASK ? 2 : bits ? 1 : 0;
+    const int least_lists = bits > SHORT_MASK ? 1 : 0;  // one can be kept where slots are written last
+    int bytes = BLOCK / least * lay_out(f, N, K, least, together, most_lists);
+    if (bytes > MOST_SHARED / 4) bytes = lay_out(f, N, K, BLOCK, together, most_lists);
+    if (bytes > MOST_SHARED) bytes = lay_out(f, N, K, BLOCK, together, least_lists);
+    if (bytes > MOST_SHARED || windows > INT32_MAX) return false;
+    const int64_t teams = BLOCK / f.team;
+    f.windows = static_cast<int>(windows), f.blocks = static_cast<int>((windows + teams - 1) / teams);
+    blocks += f.blocks, most_bytes = std::max(most_bytes, bytes);
+    return true;
   };
-  add(FORWARD, forward_counts, forward_ids, nullptr, forward_slots, Ho, Wo, tile_rows, tile_columns, 0, 0, 0);
-  add(INPUT_GRAD, input_counts, input_ids, input_masks, input_slots, Hi, Wi, input_rows, input_columns, ksize - 1,
-      off - (ksize - 1), taps <= SHORT_MASK ? taps : 0);
-  add(WEIGHT_GRAD, weight_counts, weight_ids, weight_masks, weight_slots, Ho, Wo, region_rows, region_columns, 0, 0, subs);
-  const bool few = windows <= FEW_WINDOWS;
-  const int threads = few ? 256 : 128;
-  if (sizes.bytes(N, threads) > MOST_SHARED && subs <= SHORT_MASK) sizes.most_listed = 0;
-  if (sizes.bytes(N, threads) > MOST_SHARED || windows > INT32_MAX) return UNSUPPORTED;
-  if (windows == 0) return 0;
-  return few ? choose_loads<256>(task, windows, sizes, stream) : choose_loads<128>(task, windows, sizes, stream);
+  const auto add_input = [&] {
+    return add(INPUT_GRAD, input_counts, input_ids, input_masks, input_slots, Hi, Wi, input_rows, input_columns, ksize - 1,
+               off - (ksize - 1), taps <= SHORT_MASK ? taps : 0);
+  };
+  bool fits =
+      add(WEIGHT_GRAD, weight_counts, weight_ids, weight_masks, weight_slots, Ho, Wo, region_rows, region_columns, 0, 0, subs);
+  bool input_fits = add_input();
+  if (!input_fits && task.together) {
+    task.together = 0;
+    input_fits = add_input();
+  }
+  fits = fits && input_fits;
+  if (!task.together) {
+    fits = fits && add(FORWARD, forward_counts, forward_ids, nullptr, forward_slots, Ho, Wo, tile_rows, tile_columns, 0, 0, 0);
+  } else {
+    Family& f = task.family[FORWARD];
+    f.counts = forward_counts, f.ids = forward_ids, f.slots = forward_slots, f.rows = tile_rows, f.columns = tile_columns;
+    f.cap = static_cast<int>(std::min<int64_t>(N, (int64_t)tile_rows * tile_columns * K) + 15) / 16 * 16;
+  }
+  if (!fits || blocks > INT32_MAX) return UNSUPPORTED;
+  if (blocks == 0) return 0;
+  return K % 4 == 0 ? launch_plan<4>(task, blocks, most_bytes, stream) : launch_plan<1>(task, blocks, most_bytes, stream);
 }

@@ -1,4 +1,4 @@
-// Sorting inside a CTA for the plan: which experts are marked, by number, and the stable sort of them by their masks.
+// Sorting among the threads of a team for the plan: which experts are marked, by number, and the stable sort of them by masks.
 #pragma once
 #include "common.cuh"
 
@@ -6,12 +6,24 @@ namespace smoe {
 namespace {
 
 constexpr int SHORT_MASK = 9;  // bits, of 3x3 taps; longer masks take two passes of 8
+constexpr int BINS = 1 << SHORT_MASK;
+constexpr int BLOCK = 256;  // threads of a CTA, which are one team or several
 
-// A CTA's sizes: a pass of the sort has four bins a thread.
+// T threads of a CTA that make a window of their own.
 template <int T>
 struct Team {
-  static constexpr int THREADS = T, WARPS = T / 32, BINS = 4 * T;
-  static_assert(BINS >= 1 << SHORT_MASK);
+  static constexpr int WARPS = T / 32, NUMBER = BLOCK / T;
+  static_assert(T % 32 == 0 && BLOCK % T == 0 && BINS % T == 0);
+  static __device__ __forceinline__ int thread() { return threadIdx.x % T; }
+  static __device__ __forceinline__ int number() { return threadIdx.x / T; }
+  static __device__ __forceinline__ void sync() {
+    if constexpr (T == BLOCK)
+      __syncthreads();
+    else if constexpr (T == 32)
+      __syncwarp();
+    else
+      barrier_among<T>(1 + number());
+  }
 };
 
 // The order of masks of taps: more bits set come first, then the smaller number.
@@ -37,19 +49,33 @@ __device__ int gray_rank(uint32_t mask) {
   return mask;
 }
 
-// The sum of the threads before this one, and of all.
-template <int WARPS>
-__device__ int exclusive_sum(int value, int* warp_sums, int* total) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+// What a team needs in shared memory to list and to sort.
+template <int T>
+struct Tally {
+  int warp_sums[2][Team<T>::WARPS];           // taken in turn
+  alignas(16) uint16_t bin_start[BINS];
+  alignas(16) uint16_t counts[Team<T>::WARPS][BINS];  // entries of each warp's run
+};
+
+// The sum of the team's threads before this one, and of all. A call may follow another, of the other `turn`, at once.
+template <int T>
+__device__ __forceinline__ int exclusive_sum(int value, int (&warp_sums)[Team<T>::WARPS], int* total) {
+  const int lane = threadIdx.x % 32, warp = Team<T>::thread() / 32;
   int sum = value;
+#pragma unroll
   for (int step = 1; step < 32; step *= 2) {
     const int other = __shfl_up_sync(~0u, sum, step);
     if (lane >= step) sum += other;
   }
+  if constexpr (T == 32) {
+    *total = __shfl_sync(~0u, sum, 31);
+    return sum - value;
+  }
   if (lane == 31) warp_sums[warp] = sum;
-  __syncthreads();
+  Team<T>::sync();
   int before = 0, all = 0;
-  for (int i = 0; i < WARPS; i++) {
+#pragma unroll
+  for (int i = 0; i < Team<T>::WARPS; i++) {
     before += i < warp ? warp_sums[i] : 0;
     all += warp_sums[i];
   }
@@ -57,92 +83,91 @@ __device__ int exclusive_sum(int value, int* warp_sums, int* total) {
   return before + sum - value;
 }
 
-// What a pass of the sort needs in shared memory.
-struct Tally {
-  uint16_t* counts;     // [warps][bins] entries of each warp's run
-  uint16_t* bin_start;  // [bins]
-};
+template <int T>
+__device__ __forceinline__ void clear_counts(Tally<T>& m) {
+  uint4* words = reinterpret_cast<uint4*>(m.counts);
+  for (int i = Team<T>::thread(); i < static_cast<int>(sizeof(m.counts) / 16); i += T) words[i] = make_uint4(0, 0, 0, 0);
+}
 
-// Calls write(place, expert, mask) for the marked experts by number, and returns how many there are.
-template <int THREADS, typename Write>
-__device__ int list_marked(const uint16_t* table, int N, int* warp_sums, Write write) {
+// Calls write(place, expert, mask) for the marked experts by number, and returns how many there are. What `write` writes is
+// for the others to see after a barrier.
+template <int T, typename Marked, typename Write>
+__device__ __forceinline__ int list_marked(const uint16_t* table, int N, Tally<T>& m, Marked marked, Write write) {
   int listed = 0;
-  for (int base = 0; base < N; base += THREADS * 8) {
-    const int first = base + threadIdx.x * 8;
+  for (int base = 0, turn = 0; base < N; base += T * 8, turn ^= 1) {
+    const int first = base + Team<T>::thread() * 8;
     uint4 eight = make_uint4(0, 0, 0, 0);
     if (first < N) eight = *reinterpret_cast<const uint4*>(table + first);
-    const uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+    uint32_t pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) pairs[i] &= first + 2 * i + 1 < N ? ~0u : first + 2 * i < N ? 0xffff : 0;
     int own = 0;
 #pragma unroll
-    for (int i = 0; i < 4; i++) own += ((pairs[i] & 0xffff) != 0) + (pairs[i] >> 16 != 0);
-    int total, place = listed + exclusive_sum<THREADS / 32>(own, warp_sums, &total);
+    for (int i = 0; i < 4; i++) own += marked(pairs[i] & 0xffff) + marked(pairs[i] >> 16);
+    int total, place = listed + exclusive_sum<T>(own, m.warp_sums[turn], &total);
     if (own)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        if (pairs[i] & 0xffff) write(place++, first + 2 * i, pairs[i] & 0xffff);
-        if (pairs[i] >> 16) write(place++, first + 2 * i + 1, pairs[i] >> 16);
+        if (marked(pairs[i] & 0xffff)) write(place++, first + 2 * i, pairs[i] & 0xffff);
+        if (marked(pairs[i] >> 16)) write(place++, first + 2 * i + 1, pairs[i] >> 16);
       }
     listed += total;
-    __syncthreads();
   }
   return listed;
 }
 
 // One stable pass of a counting sort of the experts `from`: write(place, expert, mask) by digit(mask). Every warp
-// has a run of the entries, so that equal digits keep their order.
+// has a run of the entries, so that equal digits keep their order. The counts have to be cleared before.
 template <int T, typename Digit, typename Write>
-__device__ void sort_pass(const uint16_t* table, const Tally& m, const uint16_t* from, int count, int* warp_sums, Digit digit,
-                          Write write) {
-  constexpr int THREADS = Team<T>::THREADS, WARPS = Team<T>::WARPS, BINS = Team<T>::BINS;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint2* fours = reinterpret_cast<uint2*>(m.counts) + threadIdx.x;  // the counts of this thread's bins, of the first warp
-#pragma unroll
-  for (int w = 0; w < WARPS; w++) fours[w * THREADS] = make_uint2(0, 0);
-  __syncthreads();
-  uint16_t* own = m.counts + warp * BINS;
+__device__ __forceinline__ void sort_pass(const uint16_t* table, Tally<T>& m, const uint16_t* from, int count, Digit digit,
+                                          Write write) {
+  constexpr int WARPS = Team<T>::WARPS, OWN = BINS / T;  // bins of a thread
+  struct alignas(2 * OWN) Bins {
+    uint16_t of[OWN];
+  };
+  const int thread = Team<T>::thread(), lane = thread % 32, warp = thread / 32;
+  uint16_t* own = m.counts[warp];
   const int share = ((count + WARPS - 1) / WARPS + 31) / 32 * 32;
   const int begin = warp * share, end = min(begin + share, count);
   for (int base = begin; base < end; base += 32) {
     const bool there = base + lane < end;
-    const uint32_t active = __ballot_sync(~0u, there);
-    if (there) {
-      const int d = digit(table[from[base + lane]]);
-      const uint32_t peers = __match_any_sync(active, d);
-      if (lane == __ffs(peers) - 1) own[d] += __popc(peers);
-    }
-    __syncwarp();
-  }
-  __syncthreads();
-  uint2 sums = make_uint2(0, 0);  // each two sums of at most 65535 side by side
-#pragma unroll
-  for (int w = 0; w < WARPS; w++) {
-    const uint2 here = fours[w * THREADS];
-    fours[w * THREADS] = sums;
-    sums.x += here.x, sums.y += here.y;
-  }
-  int total;
-  const int second = sums.x & 0xffff, third = second + (sums.x >> 16), fourth = third + (sums.y & 0xffff);
-  const uint32_t start = exclusive_sum<WARPS>(fourth + (sums.y >> 16), warp_sums, &total);
-  reinterpret_cast<uint2*>(m.bin_start)[threadIdx.x] =
-      make_uint2(start | (start + second) << 16, (start + third) | (start + fourth) << 16);
-  __syncthreads();
-  for (int base = begin; base < end; base += 32) {
-    const bool there = base + lane < end;
-    const uint32_t active = __ballot_sync(~0u, there);
-    uint32_t peers = 0;
-    int d = 0;
-    if (there) {
-      const int expert = from[base + lane];
-      const uint32_t mask = table[expert];
-      d = digit(mask);
-      peers = __match_any_sync(active, d);
-      write(m.bin_start[d] + own[d] + __popc(peers & ((1u << lane) - 1)), expert, mask);
-    }
-    __syncwarp();
+    const int d = there ? digit(table[from[base + lane]]) : BINS + lane;
+    const uint32_t peers = __match_any_sync(~0u, d);
     if (there && lane == __ffs(peers) - 1) own[d] += __popc(peers);
     __syncwarp();
   }
-  __syncthreads();
+  Team<T>::sync();
+  Bins sums{};
+#pragma unroll
+  for (int w = 0; w < WARPS; w++) {
+    Bins* place = reinterpret_cast<Bins*>(m.counts[w]) + thread;
+    const Bins here = *place;
+    *place = sums;
+#pragma unroll
+    for (int i = 0; i < OWN; i++) sums.of[i] += here.of[i];
+  }
+  int all = 0, total;
+#pragma unroll
+  for (int i = 0; i < OWN; i++) all += sums.of[i];
+  int start = exclusive_sum<T>(all, m.warp_sums[0], &total);
+  Bins starts;
+#pragma unroll
+  for (int i = 0; i < OWN; i++) starts.of[i] = start, start += sums.of[i];
+  reinterpret_cast<Bins*>(m.bin_start)[thread] = starts;
+  Team<T>::sync();
+  for (int base = begin; base < end; base += 32) {
+    const bool there = base + lane < end;
+    const int expert = there ? from[base + lane] : 0;
+    const uint32_t mask = there ? table[expert] : 0;
+    const int d = there ? digit(mask) : BINS + lane;
+    const uint32_t peers = __match_any_sync(~0u, d);
+    const int place = there ? m.bin_start[d] + own[d] + __popc(peers & ((1u << lane) - 1)) : 0;
+    __syncwarp();
+    if (there) write(place, expert, mask);
+    if (there && lane == __ffs(peers) - 1) own[d] += __popc(peers);
+    __syncwarp();
+  }
+  Team<T>::sync();
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 namespace smoe {
 namespace {
 
+constexpr int PIXELS = 16, THREADS = 32 * PIXELS;  // of a CTA
+using Place = PlaceAmong<PIXELS>;
 constexpr int SAMPLE = ROWS * SWEEPS;  // values that the guess is made of
 
 template <int CAPACITY>
@@ -25,25 +27,26 @@ struct List {
 };
 
 template <int R>
-__device__ uint32_t find_in_registers(const uint32_t* keys, int count, int K, int most, int* kept) {
+__device__ uint32_t find_in_registers(const uint32_t* keys, float deviations, int count, int K, int most, int* kept) {
   uint32_t key[R];
 #pragma unroll
   for (int r = 0; r < R; r++) {
     const int place = r * 32 + threadIdx.x % 32;
     key[r] = place < count ? keys[place] : 0;
   }
-  return find_bound(key, count, K, most, kept);
+  return find_bound(key, deviations, count, K, most, kept);
 }
 
-// The bound of a warp's list, as above.
-__device__ uint32_t find_bound(const uint32_t* keys, int count, int K, int most, int* kept) {
-  if (count <= 256) return find_in_registers<8>(keys, count, K, most, kept);
-  if (count <= 512) return find_in_registers<16>(keys, count, K, most, kept);
+// The bound of a warp's list, as above. Of a list of what lies above some bound, the deviations are INFINITY.
+__device__ uint32_t find_bound(const uint32_t* keys, float deviations, int count, int K, int most, int* kept) {
+  if (count <= 256) return find_in_registers<8>(keys, deviations, count, K, most, kept);
+  if (count <= 512) return find_in_registers<16>(keys, deviations, count, K, most, kept);
   const int lane = threadIdx.x % 32;
-  uint32_t highest = 0;
-  for (int place = lane; place < count; place += 32) highest = max(highest, keys[place]);
-  return find_bound(__reduce_max_sync(~0u, highest), count, K, most, kept, [&](uint32_t bound) {
-    int above = 0;
+  uint32_t lowest = ~0u, highest = 0;
+  for (int place = lane; place < count; place += 32) lowest = min(lowest, keys[place]), highest = max(highest, keys[place]);
+  lowest = __reduce_min_sync(~0u, lowest), highest = __reduce_max_sync(~0u, highest);
+  return find_bound(lowest, highest, INFINITY, count, K, most, kept, [&](uint32_t bound) {
+    uint32_t above = TALLY;
     for (int place = lane; place < count; place += 32) above += keys[place] >= bound;
     return above;
   });
@@ -54,7 +57,7 @@ __device__ uint32_t find_bound(const uint32_t* keys, int count, int K, int most,
 __device__ int keep_best(uint32_t* keys, uint16_t* ids, int count, int K, int most, bool numbered, uint32_t* lowest) {
   const int lane = threadIdx.x % 32;
   int kept = count;
-  const uint32_t least = count > most ? find_bound(keys, count, K, most, &kept) : 0;
+  const uint32_t least = count > most ? find_bound(keys, INFINITY, count, K, most, &kept) : 0;
   int last_tie = 0xffff;
   if (kept > most) {  // equal keys: those of the lowest numbers, K in all
     int missing = 0;
@@ -89,29 +92,45 @@ __device__ int keep_best(uint32_t* keys, uint16_t* ids, int count, int K, int mo
   return filled;
 }
 
-// Lists every value that is not below the pixel's bound.
+// Lists every value that is not below the pixel's bound. A warp counts its own, asks for as many places at once, and its
+// lanes take theirs in turn.
 template <int CAPACITY>
 __device__ void list_above(const Selection& s, const Place& at, const List<CAPACITY>& list, const uint32_t* bounds) {
-  if (at.column >= at.here) return;
+  static_assert(VEC == 4 && SWEEPS * 32 < 256, "counts of four pixels in a byte each");
+  constexpr int COLUMNS = PIXELS / VEC;  // neighbouring lanes have different pixels
+  const int experts = at.column < at.here ? s.N : 0;
   float bound[VEC];
 #pragma unroll
-  for (int i = 0; i < VEC; i++) bound[i] = value_of(bounds[at.column + i]);
-  for (int base = at.row; base < s.N; base += ROWS * SWEEPS) {
+  for (int i = 0; i < VEC; i++) bound[i] = at.column + i < at.here ? value_of(bounds[at.column + i]) : INFINITY;
+  for (int base = at.warp_row(); base < s.N; base += ROWS * SWEEPS) {
+    const int first = base + at.lane / COLUMNS;
+    const float* from = values_of(s, at, first);
     float value[SWEEPS][VEC];
 #pragma unroll
     for (int u = 0; u < SWEEPS; u++)
-      if (base + u * ROWS < s.N) load_values(value[u], s, at, base + u * ROWS);
+      if (first + u * ROWS < experts) load_values(value[u], s, at, from + u * ROWS * (int64_t)s.P);
+    uint32_t own = 0;
+#pragma unroll
+    for (int u = 0; u < SWEEPS; u++)
+#pragma unroll
+      for (int i = 0; i < VEC; i++)
+        if (first + u * ROWS < experts && !(value[u][i] < bound[i])) own += 1u << 8 * i;  // a NaN is not below
+    uint32_t before = own;
+#pragma unroll
+    for (int step = COLUMNS; step < 32; step *= 2) {
+      const uint32_t other = __shfl_up_sync(~0u, before, step);
+      if (at.lane >= step) before += other;
+    }
+    const uint32_t all = __shfl_sync(~0u, before, 32 - COLUMNS + at.lane / VEC % COLUMNS) >> at.lane % VEC * 8 & 255;
+    const int places = at.lane < PIXELS && all ? atomicAdd(&list.counts[at.lane], all) : 0;
+    before -= own;
 #pragma unroll
     for (int i = 0; i < VEC; i++) {
-      uint32_t found = 0;
+      int place = __shfl_sync(~0u, places, at.column + i) + (before >> 8 * i & 255);
 #pragma unroll
       for (int u = 0; u < SWEEPS; u++)
-        if (base + u * ROWS < s.N && !(value[u][i] < bound[i])) found |= 1u << u;  // a NaN is not below
-      if (found == 0 || at.column + i >= at.here) continue;
-      int place = atomicAdd(&list.counts[at.column + i], __popc(found));
-#pragma unroll
-      for (int u = 0; u < SWEEPS; u++)
-        if (found >> u & 1) list.add(at.column + i, place++, key_of(value[u][i]), base + u * ROWS);
+        if (first + u * ROWS < experts && !(value[u][i] < bound[i]))
+          list.add(at.column + i, place++, key_of(value[u][i]), first + u * ROWS);
     }
   }
 }
@@ -124,7 +143,7 @@ __device__ void list_best(const Selection& s, const Place& at, const List<CAPACI
   for (int expert = at.row; expert < CAPACITY; expert += ROWS) {
     float value[VEC];
     if (at.column >= at.here) break;
-    load_values(value, s, at, expert);
+    load_values(value, s, at, values_of(s, at, expert));
 #pragma unroll
     for (int i = 0; i < VEC; i++) list.add(at.column + i, expert, key_of(value[i]), expert);
   }
@@ -141,7 +160,7 @@ __device__ void list_best(const Selection& s, const Place& at, const List<CAPACI
     const int expert = base + at.row;
     uint32_t waiting = at.column < at.here && expert < s.N ? (1 << VEC) - 1 : 0;
     float value[VEC];
-    if (waiting) load_values(value, s, at, expert);
+    if (waiting) load_values(value, s, at, values_of(s, at, expert));
     // What is listed has lower numbers than this sweep's values, so that these enter only if they are larger than the lowest
     // kept one; in a second round, after others of the sweep have come in, equal ones must too.
     bool equal_too = false, again = true;
@@ -168,7 +187,7 @@ __device__ void list_best(const Selection& s, const Place& at, const List<CAPACI
 }
 
 template <int CAPACITY, bool BY_RANK>
-__global__ void __launch_bounds__(THREADS, CAPACITY == 1024 ? 4 : 2) streaming_kernel(const Selection s, int guess) {
+__global__ void __launch_bounds__(THREADS, CAPACITY == 1024 ? 2 : 1) streaming_kernel(const Selection s, int guess) {
   using L = List<CAPACITY>;
   extern __shared__ __align__(16) uint32_t memory[];
   __shared__ int counts[PIXELS];
@@ -178,17 +197,18 @@ __global__ void __launch_bounds__(THREADS, CAPACITY == 1024 ? 4 : 2) streaming_k
   uint32_t* keys = list.all_keys + at.pixel * L::KEY_STRIDE;
   uint16_t* ids = list.all_ids + at.pixel * L::ID_STRIDE;
 
+  wait_for_earlier();
 #pragma unroll
   for (int u = 0; u < SWEEPS; u++) {  // every so many-th value
     const int sample = at.row + u * ROWS;
     float value[VEC] = {};
-    if (at.column < at.here) load_values(value, s, at, static_cast<int>(static_cast<uint32_t>(sample) * s.N / SAMPLE));
+    if (at.column < at.here) load_values(value, s, at, values_of(s, at, static_cast<uint32_t>(sample) * s.N / SAMPLE));
 #pragma unroll
     for (int i = 0; i < VEC; i++) list.add(at.column + i, sample, key_of(value[i]), 0);
   }
   __syncthreads();
   int kept;
-  const uint32_t bound = find_bound(keys, SAMPLE, guess, guess + guess / 8, &kept);
+  const uint32_t bound = find_bound(keys, s.deviations, SAMPLE, guess, guess + guess / 8, &kept);
   if (at.lane == 0) bounds[at.pixel] = bound, counts[at.pixel] = 0;
   __syncthreads();
   list_above(s, at, list, bounds);
@@ -224,8 +244,7 @@ int launch_streaming(const Selection& s, cudaStream_t stream) {
   const int most = static_cast<int>(0.75 * CAPACITY * SAMPLE / s.N);
   if (guess > most) guess = most > 1 ? most : 1;
   const unsigned blocks = s.choices * ((s.P + PIXELS - 1) / PIXELS);
-  streaming_kernel<CAPACITY, BY_RANK><<<blocks, THREADS, BYTES, stream>>>(s, guess);
-  return cudaGetLastError();
+  return launch_early(streaming_kernel<CAPACITY, BY_RANK>, blocks, THREADS, BYTES, stream, s, guess);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 namespace smoe {
 namespace {
 
+constexpr int PIXELS = 8, THREADS = 32 * PIXELS;  // of a CTA
 constexpr int BINS = 256;
 constexpr int MOST_SORTED = 16384;  // selections of a pixel whose sort fits into shared memory
 
@@ -19,6 +20,7 @@ __global__ void __launch_bounds__(THREADS) select_wide_kernel(const Selection s)
   const float* values = s.values + (int64_t)choice * s.N * s.P + first;
   int* index = s.index + ((int64_t)choice * s.P + first) * s.K;
 
+  wait_for_earlier();
   uint32_t prefix = 0;  // of the K-th largest key of the pixel `warp`
   int wanted = s.K;     // how many of the keys with this prefix are selected
   for (int shift = 24; shift >= 0; shift -= 8) {
@@ -108,8 +110,7 @@ int select_wide(const Selection& s, cudaStream_t stream) {
   const cudaError_t status = cudaFuncSetAttribute(select_wide_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
   const unsigned blocks = s.choices * ((s.P + PIXELS - 1) / PIXELS);
-  select_wide_kernel<<<blocks, THREADS, bytes, stream>>>(s);
-  return cudaGetLastError();
+  return launch_early(select_wide_kernel, blocks, THREADS, bytes, stream, s);
 }
 
 }  // namespace smoe

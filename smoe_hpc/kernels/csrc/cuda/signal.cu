@@ -40,6 +40,8 @@ __global__ void __launch_bounds__(32 * MOST_GROUPS, ERRORS == PLAIN ? 4 : 3) jud
   const long long pack = blockIdx.x * 32ll + lane, at = pack * V;
   const bool inside = at < a.size;
   const bool add_up = a.counts && !a.each;
+  let_later_start();
+  wait_for_earlier();
   const float factor = error_factor(a.scale, a.half_numel);
   const float damping = as_float(from_float<T>(a.damping_factor));
   // Selection and filter of the first value, where a selection has several.
@@ -190,8 +192,7 @@ int launch_judge(const void* grad, const void* factors, const float* label_error
   int groups = 1;
   while (groups < MOST_GROUPS && groups * SAMPLES_AHEAD < batch) groups *= 2;
   const long long each_block = 32 * (wide ? WIDE : 1);
-  kernel<<<(unsigned)((size + each_block - 1) / each_block), dim3(32, groups), 0, stream>>>(a);
-  return cudaGetLastError();
+  return launch_early(kernel, (unsigned)((size + each_block - 1) / each_block), dim3(32, groups), 0, stream, a);
 }
 
 }  // namespace

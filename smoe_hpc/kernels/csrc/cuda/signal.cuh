@@ -3,7 +3,7 @@
 // Letters: B samples (rows), K selected, F filters per expert, P pixels, M errors of a sample (K P).
 #pragma once
 #include <cstring>
-#include "common.cuh"
+#include "early_launch.cuh"
 
 namespace smoe {
 

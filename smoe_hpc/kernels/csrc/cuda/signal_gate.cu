@@ -109,6 +109,7 @@ __global__ void __launch_bounds__(THREADS, 2) gate_gradient(GateArguments a, int
   const int row = thread / ROW_THREADS, column = thread % ROW_THREADS * V;
   const long long at = (long long)sample * a.experts * a.pixels + first_pixel + column;
   const Eight of_counts = {a.counts_k == 1}, of_indices = {a.indices_k == 1};
+  let_later_start(), wait_for_earlier();
   const float factor = gradient_factor(a);
   const bool all_at_once = a.selected <= CHUNK;  // then the selections are read only once
   int expert[8], count[8];
@@ -233,6 +234,7 @@ __global__ void __launch_bounds__(THREADS)
 __global__ void __launch_bounds__(THREADS) finish_loss(const double* partial, long long count, double entries, float* result) {
   __shared__ double warps[THREADS / 32];
   __shared__ double total;
+  let_later_start(), wait_for_earlier();
   double loss = 0.0;
   for (long long i = threadIdx.x; i < count; i += THREADS) loss += partial[i];
   store_loss(loss, &total, warps);
@@ -264,11 +266,9 @@ extern "C" int smoe_gate_gradient(const float* values, const float* counts, long
   if (blocks.y > 65535) return UNSUPPORTED;
   const bool wide = pixels % 4 == 0 && aligned(values, 16) && aligned(grad, 16);
   const auto kernel = wide ? gate_gradient<4> : gate_gradient<1>;
-  kernel<<<blocks, THREADS, 0, stream>>>(a, experts_each);
-  const cudaError_t status = cudaGetLastError();
+  const int status = launch_early(kernel, blocks, THREADS, 0, stream, a, experts_each);
   if (status != cudaSuccess) return status;
-  finish_loss<<<1, THREADS, 0, stream>>>(partial, (long long)blocks.x * blocks.y * blocks.z, entries, loss);
-  return cudaGetLastError();
+  return launch_early(finish_loss, 1, THREADS, 0, stream, partial, (long long)blocks.x * blocks.y * blocks.z, entries, loss);
 }
 
 // The same where each of B samples has its own selection and counts of 0 and 1, but all share the values (S = 1).
@@ -296,6 +296,5 @@ extern "C" int smoe_gate_gradient_own(const float* values, const float* counts, 
   gate_gradient_of_labels<<<blocks, THREADS, 0, stream>>>(a, sums, wrong);
   status = cudaGetLastError();
   if (status != cudaSuccess) return status;
-  finish_loss<<<1, THREADS, 0, stream>>>(partial, blocks, entries, loss);
-  return cudaGetLastError();
+  return launch_early(finish_loss, 1, THREADS, 0, stream, partial, blocks, entries, loss);
 }

@@ -136,6 +136,8 @@ __global__ void __launch_bounds__(THREADS, 1) count_magnitudes(Rows<T> rows, Qua
   const long long row = blockIdx.x / parts;
   const int part = blockIdx.x % parts, thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   for (int i = thread; i < MAGNITUDES / 4; i += THREADS) memory[i] = make_uint4(0, 0, 0, 0);
+  let_later_start();
+  wait_for_earlier();
   __syncthreads();
   for_each_value<PLAIN, PLAIN ? 4 : 2, T, V>(rows, row, part, parts,
                                              [&](T x, Divisor) { atomicAdd(&bins[magnitude_bits(x)], 1u); });
@@ -168,6 +170,8 @@ __global__ void __launch_bounds__(THREADS) select_magnitudes(Rows<T> rows, Quant
   __shared__ unsigned any[WARPS];
   const long long row = blockIdx.x;
   if (threadIdx.x < WARPS) any[threadIdx.x] = 0;
+  let_later_start();
+  wait_for_earlier();
   __syncthreads();
   for (int i = threadIdx.x; i < parts * WARPS; i += THREADS) {
     const unsigned char mask = stored[row * parts * WARPS + i];
@@ -202,11 +206,10 @@ int launch(const void* values, const void* factors, const float* scale, double h
   const int bytes = MAGNITUDES * sizeof(unsigned);
   cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return status;
-  kernel<<<blocks, THREADS, bytes, stream>>>(rows, wanted, parts, counts, stored, quantiles);
-  status = cudaGetLastError();
-  if (status != cudaSuccess || parts == 1) return status;
-  select_magnitudes<T><<<batch, THREADS, parts * WARPS, stream>>>(rows, wanted, parts, counts, stored, quantiles);
-  return cudaGetLastError();
+  const int counted = launch_early(kernel, blocks, THREADS, bytes, stream, rows, wanted, parts, counts, stored, quantiles);
+  if (counted != cudaSuccess || parts == 1) return counted;
+  return launch_early(select_magnitudes<T>, batch, THREADS, parts * WARPS, stream, rows, wanted, parts, counts, stored,
+                      quantiles);
 }
 
 }  // namespace

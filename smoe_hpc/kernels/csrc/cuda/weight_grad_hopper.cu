@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     } else if (t.shape.F == 1) {
       expand<ONE_FILTER>(t, shared, base, warp - 2, lane);
     } else {
-      expand<EVEN_FILTERS>(t, shared, base, warp - 2, lane);
+      expand<MORE_FILTERS>(t, shared, base, warp - 2, lane);
     }
   } else {
     more_registers<CONSUMING_REGISTERS>();

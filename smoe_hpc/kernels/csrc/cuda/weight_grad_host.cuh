@@ -65,10 +65,10 @@ inline int make_maps(Maps& maps, const void* x, const void* g, int type, Task& t
   const Windows& w = t.windows;
   int status = make_pixel_map(maps.x, x, s.B, s.Hi, s.Wi, s.C, type, t, 2, 64);
   if (status == 0) status = make_pixel_map(maps.x_column, x, s.B, s.Hi, s.Wi, s.C, type, t, 1, 64);
-  if (status == 0) status = make_pixel_map(maps.g, g, s.B, s.Ho, s.Wo, s.K * s.F, type, t, 2, 128);
+  if (status == 0) status = make_pixel_map(maps.g, g, s.B, s.Ho, s.Wo, s.K * s.F, type, t, 2, 64);
   t.slot_pitch = 0;
-  if (status || t.batch < 8 || s.K % 8 || (s.F > 1 && s.F % 2)) return status;
-  const int slots = s.F == 1 ? 128 : (128 / s.F + 8) / 8 * 8;
+  if (status || t.batch < 8 || s.K % 8) return status;
+  const int slots = s.F == 1 ? 128 : (127 / s.F + 9) / 8 * 8;
   t.slot_pitch = slots * 2;
   const cuuint64_t column = s.K, row = column * w.columns, region = row * w.rows;
   return make_map(maps.slots, w.slots, FLOAT32,

@@ -2,7 +2,8 @@
 //
 //   x ring:   a stage is two columns of pixels, [N / 64 parts][2][32 rows][64 channels], swizzled; the copies also make the
 //             zeros around the map. A tap row of three reads two stages a step, so each is loaded once a run.
-//   raw ring: 128 channels of g of a step, [2 columns][32 rows][128], and the slots of its pixels, [strip rows][2 columns]
+//   raw ring: 128 channels of g of a step, [2 parts][2 columns][32 rows][64 channels], swizzled, and the slots of its pixels,
+//             [strip rows][2 columns]
 //   g ring:   [2 blocks][8 groups of 8 rows][64 columns][8 rows], zero where a row does not select a column
 #pragma once
 #include <cuda.h>
@@ -13,7 +14,7 @@
 namespace smoe::weight_grad {
 
 constexpr int ITEMS = 4, MOST_STAGES = 8;
-constexpr int RAW_BYTES = STEP * 128 * 2, SLOT_BYTES = 2048, RAW_STAGE = RAW_BYTES + SLOT_BYTES;
+constexpr int RAW_HALF = STEP * 128, RAW_BYTES = 2 * RAW_HALF, SLOT_BYTES = 2048, RAW_STAGE = RAW_BYTES + SLOT_BYTES;
 constexpr int G_GROUP = 8 * BLOCK * 2, G_BLOCK = STEP * BLOCK * 2, G_STAGE = 2 * G_BLOCK;
 constexpr int X_PART = STEP * 128;
 template <int N>
@@ -49,6 +50,7 @@ struct Shared {
   Step steps[MOST_STAGES];
   Item items[ITEMS];
   uint32_t words[MOST_STAGES];
+  alignas(16) uint8_t nowhere[2][16];  // for what an expander drops
 };
 
 // A place in a ring, and the parity of its round.
@@ -163,7 +165,8 @@ __device__ __forceinline__ void load_g(const Task& t, const CUtensorMap& map, co
                                      {(int16_t)rows, (int16_t)(column + 1 < runs.stop ? rows : 0)},
                                      (item.region * t.windows.rows + row) * t.windows.columns + column};
           arrive_expecting(barrier, bytes);
-          copy_box(to, map, part * 128, sample, runs.y, item.x + column, barrier);
+          for (int half = 0; half < 2; half++)
+            copy_box(to + half * RAW_HALF, map, part * 128 + half * 64, sample, runs.y, item.x + column, barrier);
           if (t.slot_pitch)
             copy_box(to + RAW_BYTES, slot_map, divide_by_filters(t, part * 128), column, row, item.region, barrier);
           raw.next(t.raw_stages);

@@ -9,16 +9,14 @@ constexpr uint32_t NO_SLOT = 0xffff;
 __device__ __forceinline__ void store_zeros(uint32_t to) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(0) : "memory");
 }
-__device__ __forceinline__ void store_16_bytes(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+// Four 8x8 matrices of 16-bit numbers; each lane gives the address of one 16-byte row.
+__device__ __forceinline__ void store_matrices(uint32_t to, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+               ::"r"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 __device__ __forceinline__ void store_2_bytes(uint32_t to, uint32_t a) {
   asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"((uint16_t)a) : "memory");
-}
-__device__ __forceinline__ uint32_t load_4_bytes(uint32_t from) {
-  uint32_t value;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
-  return value;
 }
 __device__ __forceinline__ uint32_t load_2_bytes(uint32_t from) {
   uint16_t value;
@@ -28,39 +26,35 @@ __device__ __forceinline__ uint32_t load_2_bytes(uint32_t from) {
 
 __device__ __forceinline__ uint32_t address_of(uint32_t place) { return place / BLOCK * G_BLOCK + place % BLOCK * 16; }
 
-// 8 rows of one pixel and 128 channels, of which a lane takes 2 neighbours of 64 and 2 of the next 64. A column of the pair is
-// F times the slot plus the filter; for what is not there that is far beyond.
+// Where channel `channel` of row `row` of a column of pixels lies, as it was loaded.
+__device__ __forceinline__ uint32_t raw_place(int row, int channel) {
+  return channel / 64 * RAW_HALF + row * 128 + (channel % 64 / 8 ^ row % 8) * 16 + channel % 8 * 2;
+}
+
+// 8 rows of one pixel and 128 channels, turned round by the way they are loaded: each lane then says where 8 rows of one
+// channel go. A column of the pair is F times the slot plus the filter; for what is not there that is far beyond, and such
+// rows go to `nowhere`.
 template <bool ONE_FILTER>
 __device__ __forceinline__ void spread(const Task& t, int first_column, int part, bool inside, uint32_t rows, uint32_t slots,
-                                       uint32_t block, int lane) {
+                                       uint32_t block, uint32_t nowhere, int lane) {
+  uint32_t to[4], r[4][4];
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const int channel = part * 128 + half * 64 + lane * 2;
-    if (channel >= t.shape.K * t.shape.F) inside = false;
-    uint32_t place[2] = {PAIR, PAIR};
-    if (inside) {
-      if (ONE_FILTER) {
-        const uint32_t both = load_4_bytes(slots + (half * 64 + lane * 2) * 2);
-        place[0] = (both & 0xffff) - first_column;
-        place[1] = (both >> 16) - first_column;
-      } else {
-        const int number = divide_by_filters(t, channel);
-        place[0] = load_2_bytes(slots + (number - divide_by_filters(t, part * 128)) * 2) * t.shape.F + channel -
-                   number * t.shape.F - first_column;
-        place[1] = place[0] + 1;
-      }
+  for (int i = 0; i < 4; i++) {
+    const int channel = part * 128 + i * 32 + lane;
+    uint32_t place;
+    if (ONE_FILTER) {
+      place = load_2_bytes(slots + (i * 32 + lane) * 2) - first_column;
+    } else {
+      const int number = divide_by_filters(t, channel);
+      place = load_2_bytes(slots + (number - divide_by_filters(t, part * 128)) * 2) * t.shape.F + channel -
+              number * t.shape.F - first_column;
     }
-    uint32_t r[8];
-#pragma unroll
-    for (int row = 0; row < 8; row++) r[row] = load_4_bytes(rows + row * 256 + half * 128 + lane * 4);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const uint32_t order = i ? 0x7632 : 0x5410;
-      if (place[i] < PAIR)
-        store_16_bytes(block + address_of(place[i]), __byte_perm(r[0], r[1], order), __byte_perm(r[2], r[3], order),
-                       __byte_perm(r[4], r[5], order), __byte_perm(r[6], r[7], order));
-    }
+    to[i] = inside && channel < t.shape.K * t.shape.F && place < PAIR ? block + address_of(place) : nowhere;
   }
+#pragma unroll
+  for (int i = 0; i < 4; i++) load_matrices_transposed(r[i], rows + raw_place(lane % 8, i * 32 + lane / 8 * 8));
+#pragma unroll
+  for (int i = 0; i < 4; i++) store_matrices(to[i], r[i]);
 }
 
 // 8 rows of any pixels and samples and 128 channels, a number at a time; `pixel` is the number of the column's first one.
@@ -77,17 +71,18 @@ __device__ __forceinline__ void spread_any(const Task& t, int first_column, int 
       const int number = divide_by_filters(t, part * 128 + channel), slot = slots[number];
       const uint32_t place = slot * t.shape.F + part * 128 + channel - number * t.shape.F - first_column;
       if (slot != NO_SLOT && place < PAIR)
-        store_2_bytes(block + address_of(place) + row * 2, load_2_bytes(rows + row * 256 + channel * 2));
+        store_2_bytes(block + address_of(place) + row * 2, load_2_bytes(rows + raw_place(row, channel)));
     }
   }
 }
 
-enum Spreading { ONE_FILTER, EVEN_FILTERS, ANY };  // the last for less than 8 samples a step too
+enum Spreading { ONE_FILTER, MORE_FILTERS, ANY };  // the last for less than 8 samples a step too
 
 // A warp that spreads g over the columns of the pair of blocks: one of the two columns of pixels of each step.
 template <Spreading HOW>
 __device__ __forceinline__ void expand(const Task& t, Shared& shared, uint32_t base, int number, int lane) {
   Place raw, g;
+  const uint32_t nowhere = shared_address(shared.nowhere[number]);
   for (;;) {
     barrier_wait(at(shared.raw_full, raw.stage), raw.parity);
     const Step& step = shared.steps[raw.stage];
@@ -110,12 +105,12 @@ __device__ __forceinline__ void expand(const Task& t, Shared& shared, uint32_t b
 #pragma unroll 1
       for (int group = 0; group < 4; group++) {
         const int row = group >> t.groups_log;
-        const uint32_t rows = from + number * COLUMN * 256 + group * 8 * 256, block = stage + group * G_GROUP;
+        const uint32_t rows = from + number * COLUMN * 128 + group * 8 * 128, block = stage + group * G_GROUP;
         if (HOW == ANY)
           spread_any(t, first_column, part, group, pixel_rows, pixel, rows, block, lane);
         else
           spread<HOW == ONE_FILTER>(t, first_column, part, row < pixel_rows, rows,
-                                    from + RAW_BYTES + (row * 2 + number) * t.slot_pitch, block, lane);
+                                    from + RAW_BYTES + (row * 2 + number) * t.slot_pitch, block, nowhere, lane);
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(at(shared.raw_empty, raw.stage));
