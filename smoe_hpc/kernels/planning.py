@@ -7,8 +7,8 @@ columns, P = H W pixels, k kernel size.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels.cost import input_tile_of, prefers_tiles, region_of
 from smoe_hpc.kernels.plan import known_geometry, make_plan
-from smoe_hpc.kernels.windows import MOST_EXPERTS, Geometry, plan_geometry, regions_of, tile_for, tiles_of
+from smoe_hpc.kernels.windows import MOST_EXPERTS, Geometry, plan_geometry, tile_for
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _library = torch.library.Library("smoe_hpc", "FRAGMENT")
@@ -90,27 +90,21 @@ def geometry_of(
     padding: str,
     per_sample: bool,
 ) -> Geometry:
-    """The geometry that a plan's tensors were made for: that of :func:`geometry_for`, or one with other tiles.
+    """The geometry that a plan's tensors were made for: that of :func:`geometry_for`, or one with other windows.
 
     Raises:
         ConfigError: tensors of a plan for other sizes.
     """
     usual = geometry_for(num_experts, selected, grid, batch, kernel_size, padding, per_sample)
     known = known_geometry(tensors)
-    if known is usual or known == usual:
+    if known is usual:
         return usual
-    sizes = [tuple(t.shape) for t in tensors]
-    if known is None and sizes == [shape for shape, _ in usual.shapes()]:
-        return usual
-    make = functools.partial(
-        plan_geometry, num_experts, selected, grid, batch, kernel_size, padding, per_sample=per_sample
-    )
-    tiles = tiles_of(per_sample)
-    for tile, input_tile in itertools.product(tiles, tiles):
-        for region in regions_of(tile):
-            geometry = make(tile=tile, input_tile=input_tile, region=region)
-            if geometry == known or (known is None and sizes == [shape for shape, _ in geometry.shapes()]):
-                return geometry
+    if known is None:  # made in a graph: its sizes have to tell
+        fits = [tuple(t.shape) for t in tensors] == [shape for shape, _ in usual.shapes()]
+    else:
+        fits = replace(known, tile=usual.tile, input_tile=usual.input_tile, region=usual.region) == usual
+    if fits:
+        return known or usual
     raise ConfigError(
         f"the plan is not for {selected} of {num_experts} experts on grid {grid[0]}x{grid[1]} with a kernel of "
         f"{kernel_size} and padding {padding!r}; make it for the same sizes, or pass none"

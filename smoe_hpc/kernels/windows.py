@@ -45,21 +45,6 @@ def tile_for(batch: int, per_sample: bool = False) -> Tile:
     return Tile(*_TILES[samples], samples)
 
 
-def tiles_of(per_sample: bool = False) -> list[Tile]:
-    """All tiles that the kernels have, for a choice that samples share or have each their own."""
-    return [Tile(*pixels, batch) for batch, pixels in _TILES.items() if batch == 1 or not per_sample]
-
-
-def regions_of(tile: Tile) -> list[tuple[int, int]]:
-    """Regions for the weight gradient, in pixels: squares, or twice as wide as high, of 1 to 16 tiles."""
-    regions = []
-    for high, wide in ((1, 1), (2, 2), (4, 4), (1, 2), (2, 1), (2, 4), (4, 2)):
-        rows, columns = high * tile.rows, wide * tile.columns
-        if columns in (rows, 2 * rows):
-            regions.append((rows, columns))
-    return regions
-
-
 @dataclass(frozen=True)
 class Family:
     """Where one kind of windows lies: windows of ``step`` + ``halo`` pixels, every ``step`` pixels of ``grid``."""
