@@ -140,7 +140,8 @@ template <int CAPACITY>
 __device__ void list_best(const Selection& s, const Place& at, const List<CAPACITY>& list, uint32_t* floors) {
   uint32_t* keys = list.all_keys + at.pixel * List<CAPACITY>::KEY_STRIDE;
   uint16_t* ids = list.all_ids + at.pixel * List<CAPACITY>::ID_STRIDE;
-  for (int expert = at.row; expert < CAPACITY; expert += ROWS) {
+  const int begun = min(CAPACITY, s.N);
+  for (int expert = at.row; expert < begun; expert += ROWS) {
     float value[VEC];
     if (at.column >= at.here) break;
     load_values(value, s, at, values_of(s, at, expert));
@@ -154,7 +155,7 @@ __device__ void list_best(const Selection& s, const Place& at, const List<CAPACI
     const int left = keep_best(keys, ids, count, s.K, some, numbered, &lowest);
     if (at.lane == 0) list.counts[at.pixel] = left, floors[at.pixel] = lowest;
   };
-  cut_back(CAPACITY, true);
+  cut_back(begun, true);
   __syncthreads();
   for (int base = CAPACITY; base < s.N; base += ROWS) {
     const int expert = base + at.row;

@@ -68,7 +68,8 @@ inline int make_maps(Maps& maps, const void* x, const void* g, int type, Task& t
   if (status == 0) status = make_pixel_map(maps.g, g, s.B, s.Ho, s.Wo, s.K * s.F, type, t, 2, 64);
   t.slot_pitch = 0;
   if (status || t.batch < 8 || s.K % 8) return status;
-  const int slots = s.F == 1 ? 128 : (127 / s.F + 9) / 8 * 8;
+  // 128 channels are of at most 126 / F + 2 slots, and up to 7 come before the first.
+  const int slots = s.F == 1 ? 128 : (126 / s.F + 16) / 8 * 8;
   t.slot_pitch = slots * 2;
   const cuuint64_t column = s.K, row = column * w.columns, region = row * w.rows;
   return make_map(maps.slots, w.slots, FLOAT32,

@@ -123,6 +123,10 @@ __device__ __forceinline__ void load_x(const Task& t, const CUtensorMap& map, co
   }
 }
 
+// The first slot that is loaded with a part of g, that of its first channel or up to 7 before: unless a box begins at a
+// multiple of 16 bytes, its copy is an illegal instruction.
+__device__ __forceinline__ int first_slot(const Task& t, int part) { return divide_by_filters(t, part * 128) & ~7; }
+
 // The lane that starts the copies of g and of the slots and says what is to be done with them, step by step.
 __device__ __forceinline__ void load_g(const Task& t, const CUtensorMap& map, const CUtensorMap& slot_map, Shared& shared,
                                        uint32_t ring) {
@@ -168,7 +172,7 @@ __device__ __forceinline__ void load_g(const Task& t, const CUtensorMap& map, co
           for (int half = 0; half < 2; half++)
             copy_box(to + half * RAW_HALF, map, part * 128 + half * 64, sample, runs.y, item.x + column, barrier);
           if (t.slot_pitch)
-            copy_box(to + RAW_BYTES, slot_map, divide_by_filters(t, part * 128), column, row, item.region, barrier);
+            copy_box(to + RAW_BYTES, slot_map, first_slot(t, part), column, row, item.region, barrier);
           raw.next(t.raw_stages);
         }
       }

@@ -46,8 +46,8 @@ __device__ __forceinline__ void spread(const Task& t, int first_column, int part
       place = load_2_bytes(slots + (i * 32 + lane) * 2) - first_column;
     } else {
       const int number = divide_by_filters(t, channel);
-      place = load_2_bytes(slots + (number - divide_by_filters(t, part * 128)) * 2) * t.shape.F + channel -
-              number * t.shape.F - first_column;
+      const uint32_t slot = load_2_bytes(slots + (number - first_slot(t, part)) * 2);
+      place = slot * t.shape.F + channel - number * t.shape.F - first_column;
     }
     to[i] = inside && channel < t.shape.K * t.shape.F && place < PAIR ? block + address_of(place) : nowhere;
   }
