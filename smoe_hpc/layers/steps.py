@@ -52,6 +52,8 @@ def routing_loss(model: nn.Module) -> Tensor:
     if not scalars:
         anchor = next(model.parameters(), None)
         return torch.zeros((), device=None if anchor is None else anchor.device)
+    if len(scalars) == 1:
+        return scalars[0]
     return torch.stack([scalar.to(scalars[0].device) for scalar in scalars]).sum()
 
 
