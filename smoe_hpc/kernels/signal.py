@@ -34,6 +34,7 @@ from torch.autograd.function import once_differentiable
 
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels.signal_ops import gate_gradient, signal_counts
+from smoe_hpc.kernels.signal_request import Request
 
 
 @dataclass(frozen=True)
@@ -173,20 +174,18 @@ class _RouteSignal(torch.autograd.Function):
         damps = rules.damping_quantile is not None
         if not (learns or damps or metrics.wants_errors):
             return grad, None, None, *nothing
-        counts, damped, error_sum = signal_counts(
-            grad,
-            scale,
-            before_weighting if learns else None,
-            error_divisor,
-            ctx.filters,
-            rules.quantile if learns else None,
-            rules.tolerance,
-            rules.damping_quantile,
-            rules.damping_tolerance,
-            rules.damping_factor,
-            learns and (indices.dim() == 4 or values.dim() == 4),
-            metrics.wants_errors,
+        request = Request(
+            filters=ctx.filters,
+            quantile=rules.quantile if learns else None,
+            tolerance=rules.tolerance,
+            damping_quantile=rules.damping_quantile,
+            damping_tolerance=rules.damping_tolerance,
+            damping_factor=rules.damping_factor,
+            each=learns and (indices.dim() == 4 or values.dim() == 4),
+            wants_errors=metrics.wants_errors,
         )
+        of_labels = before_weighting if learns else None
+        counts, damped, error_sum = signal_counts(grad, scale, of_labels, error_divisor, request)
         if metrics.wants_errors:
             metrics.add_errors(error_sum, grad.shape[0] * grad.shape[1] // ctx.filters)
         grad_values = None

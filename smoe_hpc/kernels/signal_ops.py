@@ -12,6 +12,8 @@ Dimensions: B batch, N experts, K selected, F filters per expert, H latitude row
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch import Tensor
 from smoe_hpc.kernels.cuda import signal as cuda
 from smoe_hpc.kernels.cuda.library import Unsupported
 from smoe_hpc.kernels.quantile import row_quantiles
+from smoe_hpc.kernels.signal_request import Request
 
 _library = torch.library.Library("smoe_hpc", "FRAGMENT")
 _library.define(
@@ -35,18 +38,7 @@ _library.define(
 
 
 def signal_counts(
-    grad: Tensor,
-    scale: Tensor | None,
-    before_weighting: Tensor | None,
-    error_divisor: Tensor | None,
-    filters: int,
-    quantile: float | None,
-    tolerance: float,
-    damping_quantile: float | None,
-    damping_tolerance: float,
-    damping_factor: float,
-    each: bool,
-    wants_errors: bool,
+    grad: Tensor, scale: Tensor | None, before_weighting: Tensor | None, error_divisor: Tensor | None, request: Request
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Correct selections, the damped gradient and sums of errors; what is not wanted comes back empty.
 
@@ -55,29 +47,14 @@ def signal_counts(
         scale: 0-d, s; None: 1.
         before_weighting: like ``grad``, multiplied with it for the labels.
         error_divisor: [H, W].
-        filters: F.
-        quantile, tolerance: of the labels; quantile None: no counts.
-        damping_quantile, damping_tolerance, damping_factor: of damping; quantile None: no damped gradient.
-        each: counts of each sample are wanted, not their sum.
-        wants_errors: whether sums of the undivided errors are.
+        request: what is wanted.
 
     Returns:
         Counts [K, H, W] or [B, K, H, W] of float32 (float64 for a gradient of float64), the damped gradient like ``grad``,
         and sums [H, W] over batch and selections.
     """
     counts, damped, error_sum = torch.ops.smoe_hpc.signal_counts.default(
-        grad,
-        scale,
-        before_weighting,
-        error_divisor,
-        filters,
-        quantile,
-        tolerance,
-        damping_quantile,
-        damping_tolerance,
-        damping_factor,
-        each,
-        wants_errors,
+        grad, scale, before_weighting, error_divisor, *request
     )
     return counts, damped, error_sum
 
@@ -120,19 +97,9 @@ def _scaled(errors: Tensor, divisor: Tensor | None) -> Tensor:
 
 
 def _signal_counts(
-    grad: Tensor,
-    scale: Tensor | None,
-    before_weighting: Tensor | None,
-    error_divisor: Tensor | None,
-    filters: int,
-    quantile: float | None,
-    tolerance: float,
-    damping_quantile: float | None,
-    damping_tolerance: float,
-    damping_factor: float,
-    each: bool,
-    wants_errors: bool,
+    grad: Tensor, scale: Tensor | None, before_weighting: Tensor | None, error_divisor: Tensor | None, *asked: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    filters, quantile, tolerance, damping_quantile, damping_tolerance, damping_factor, each, wants_errors = Request(*asked)
     counts = damped = error_sum = threshold = None
     own_errors = _errors(grad, filters) * (grad.numel() / 2 if scale is None else (grad.numel() / 2) / scale)
     if wants_errors:
@@ -209,15 +176,15 @@ def _gate_gradient(
 
 
 def _signal_counts_cuda(
-    grad: Tensor, scale: Tensor | None, before_weighting: Tensor | None, *rest: object
+    grad: Tensor, scale: Tensor | None, before_weighting: Tensor | None, error_divisor: Tensor | None, *asked: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     same = before_weighting is None or before_weighting.dtype == grad.dtype
     if same and grad.numel() and cuda.serves(grad):
         try:
-            return _all_three(grad, *cuda.judge(grad, scale, before_weighting, *rest))  # type: ignore[arg-type]
+            return _all_three(grad, *cuda.judge(grad, scale, before_weighting, error_divisor, Request(*asked)))
         except Unsupported:
             pass
-    return _signal_counts(grad, scale, before_weighting, *rest)  # type: ignore[arg-type]
+    return _signal_counts(grad, scale, before_weighting, error_divisor, *asked)
 
 
 def _gate_gradient_cuda(
@@ -236,27 +203,17 @@ def _gate_gradient_cuda(
 
 
 def _signal_counts_fake(
-    grad: Tensor,
-    scale: Tensor | None,
-    before_weighting: Tensor | None,
-    error_divisor: Tensor | None,
-    filters: int,
-    quantile: float | None,
-    tolerance: float,
-    damping_quantile: float | None,
-    damping_tolerance: float,
-    damping_factor: float,
-    each: bool,
-    wants_errors: bool,
+    grad: Tensor, scale: Tensor | None, before_weighting: Tensor | None, error_divisor: Tensor | None, *asked: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    request = Request(*asked)
     batch, channels, height, width = grad.shape
-    shape = (batch, channels // filters, height, width) if each else (channels // filters, height, width)
+    shape = (*([batch] if request.each else []), channels // request.filters, height, width)
     dtype = _accumulates(grad.dtype)
     return _all_three(
         grad,
-        None if quantile is None else grad.new_empty(shape, dtype=dtype),
-        None if damping_quantile is None else torch.empty_like(grad),
-        grad.new_empty((height, width), dtype=dtype) if wants_errors else None,
+        None if request.quantile is None else grad.new_empty(shape, dtype=dtype),
+        None if request.damping_quantile is None else torch.empty_like(grad),
+        grad.new_empty((height, width), dtype=dtype) if request.wants_errors else None,
     )
 
 

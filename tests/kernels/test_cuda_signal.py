@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from smoe_hpc.kernels import row_quantiles
 from smoe_hpc.kernels.cuda import signal as cuda
 from smoe_hpc.kernels.signal_ops import gate_gradient, signal_counts
+from smoe_hpc.kernels.signal_request import Request
 from smoe_hpc.layers import Damping, RoutingLoss, SpatialMoE2d, end_step, routing_loss
 
 pytestmark = pytest.mark.gpu
@@ -64,13 +65,13 @@ def test_counts_and_damping_equal_the_written_out_form(seed: int):
     scale = random.choice([None, 1024.0, 0.3, -2.0, 0.0, math.inf])
     s = None if scale is None else torch.tensor(scale)
     quantile, damping = random.choice([(0.3, 0.3), (0.5, 0.7), (0.51, None), (None, 0.4)])
-    rest = (filters, quantile, 1e-5, damping, 1e-3, 0.05, random.random() < 0.3, random.random() < 0.3)
-    expected = signal_counts(g, s, before, divisor, *rest)
+    rest = Request(filters, quantile, 1e-5, damping, 1e-3, 0.05, random.random() < 0.3, random.random() < 0.3)
+    expected = signal_counts(g, s, before, divisor, rest)
     there = [None if t is None else t.cuda() for t in (g, s, before, divisor)]
     poison()
-    cuda.judge(*there, *rest)  # raises if the kernels do not serve
-    ours = signal_counts(*there, *rest)
-    for one, again in zip(ours, signal_counts(*there, *rest), strict=True):
+    cuda.judge(*there, rest)  # raises if the kernels do not serve
+    ours = signal_counts(*there, rest)
+    for one, again in zip(ours, signal_counts(*there, rest), strict=True):
         assert_same(one, again)
     assert [significant_strides(t) for t in ours] == [significant_strides(t) for t in expected]
     if filters == 1:
@@ -129,7 +130,7 @@ def test_nothing_of_the_size_of_all_labels_is_allocated():
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        counts = signal_counts(g, None, None, None, 1, 0.1, 0.0, 0.1, 0.0, 0.1, False, False)[0]
+        counts = signal_counts(g, None, None, None, Request(1, 0.1, 0.0, 0.1, 0.0, 0.1, False, False))[0]
         gate_gradient(values, counts, indices, None, batch, 1.0)
         used = torch.cuda.max_memory_allocated() - before
     assert used < 2 * values.nbytes < batch * values.nbytes / 2

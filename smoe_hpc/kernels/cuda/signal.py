@@ -19,6 +19,7 @@ from torch import Tensor
 
 from smoe_hpc.kernels.cuda.library import available, call
 from smoe_hpc.kernels.cuda.task import TYPES
+from smoe_hpc.kernels.signal_request import Request
 
 _MAGNITUDES = 1 << 15  # of a 16-bit number
 _LEVEL_BYTES = 4 * 24604  # RowWork of signal_quantile.cu
@@ -101,24 +102,14 @@ def _divided(errors: Tensor, divisor: Tensor | None) -> tuple[Tensor | None, int
 
 
 def judge(
-    grad: Tensor,
-    scale: Tensor | None,
-    before_weighting: Tensor | None,
-    error_divisor: Tensor | None,
-    filters: int,
-    quantile: float | None,
-    tolerance: float,
-    damping_quantile: float | None,
-    damping_tolerance: float,
-    damping_factor: float,
-    each: bool,
-    wants_errors: bool,
+    grad: Tensor, scale: Tensor | None, before_weighting: Tensor | None, error_divisor: Tensor | None, request: Request
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """What :func:`smoe_hpc.kernels.signal_ops.signal_counts` says, in its order; None for what is not wanted.
 
     Raises:
         Unsupported: sizes that the kernels do not do.
     """
+    filters, quantile, tolerance, damping_quantile, damping_tolerance, damping_factor, each, wants_errors = request
     batch, channels, height, width = grad.shape
     selected, pixels = channels // filters, height * width
     labels, damps, weighted = quantile is not None, damping_quantile is not None, before_weighting is not None
