@@ -236,7 +236,7 @@ def _nvcc() -> Finding:
     if not same:
         remedy = "another major version than torch's build: set CUDA_HOME to a matching one"
         return Finding("nvcc", "problem", f"CUDA {version}, torch {torch.version.cuda}", remedy)
-    return Finding("nvcc", "used", f"CUDA {version}", "compiles CUDA kernels at their first use, if SMOE_KERNELS=native")
+    return Finding("nvcc", "used", f"CUDA {version}", "compiles CUDA kernels at their first use")
 
 
 def _hdf5() -> Finding:

@@ -12,7 +12,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
-os.environ.setdefault("SMOE_KERNELS", "native")  # a GPU's compiled kernels run only where they are asked for
 
 
 def _folder(variable: str, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The operations under the layers: compiled for CPUs and, on trial, for GPUs; in plain torch where neither serves.
+"""The operations under the layers: compiled for CPUs and GPUs; in plain torch where neither serves.
 
 * :func:`select_experts` picks the experts of every pixel, :class:`Routing` holds the choice.
 * :func:`expert_conv2d` applies only the chosen experts' filters.

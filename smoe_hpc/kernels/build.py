@@ -63,11 +63,6 @@ def native() -> bool:
     return choice == "native"
 
 
-def native_on_gpus() -> bool:
-    """Whether compiled kernels are wanted on GPUs, where they are on trial: only if ``SMOE_KERNELS=native`` asks for them."""
-    return native() and os.environ.get("SMOE_KERNELS") == "native"
-
-
 def kernels_folder() -> Path:
     """Where libraries are kept."""
     cache = os.environ.get("SMOE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smoe-hpc"

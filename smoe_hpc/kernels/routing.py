@@ -76,9 +76,11 @@ class Routing:
             return []
         if torch.compiler.is_compiling():  # a compiled graph's memory is its own: nothing of it is kept
             return self._made_plan(batch, weight_shape[-1], padding)
-        # Nor is what a CUDA graph will only write when it is replayed, but for those that are captured with it.
-        capturing = torch.cuda.is_current_stream_capturing()
-        key = (tile_for(batch, self.per_sample), weight_shape[-1], padding, capturing)
+        sizes = (tile_for(batch, self.per_sample), weight_shape[-1], padding)
+        if sizes in self._plans:
+            return self._plans[sizes]
+        # What a CUDA graph will only write when it is replayed serves nobody but those captured with it.
+        key = (*sizes, "captured") if torch.cuda.is_current_stream_capturing() else sizes
         if key not in self._plans:
             with torch.inference_mode(False):
                 self._plans[key] = self._made_plan(batch, weight_shape[-1], padding)

@@ -167,6 +167,21 @@ def test_plan_in_a_graph_follows_the_index():
     assert all(torch.equal(a.cpu(), b) for a, b in zip(plan.tensors(), expected, strict=True))
 
 
+def test_a_graph_uses_the_plan_made_before_it_and_keeps_its_own_to_itself():
+    values = make_values((96, 64, 64), "normal", 0).to(DEVICE)
+    of_layer = (torch.bfloat16, 8, (96, 1, 64, 3, 3), "zeros")
+    planned, other = (select_experts(values, 24, "id") for _ in range(2))
+    made = planned.plan(*of_layer)
+    assert made
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        assert planned.plan(*of_layer) is made
+        captured = other.plan(*of_layer)
+        assert other.plan(*of_layer) is captured
+    assert other.plan(*of_layer) is not captured
+    assert all(torch.equal(a, b) for a, b in zip(other.plan(*of_layer), made, strict=True))
+
+
 def test_indices_by_pixel():
     for shape in ((5, 3, 7), (3, 128, 4, 9), (40, 33, 2)):
         indices = torch.randint(1000, shape)

@@ -64,7 +64,7 @@ def available(device: torch.device | int) -> bool:
         if device.type != "cuda":
             return False
         device = torch.cuda.current_device() if device.index is None else device.index
-    return build.native_on_gpus() and _library(device) is not None
+    return build.native() and _library(device) is not None
 
 
 def _library(device: int) -> ctypes.CDLL | None:
