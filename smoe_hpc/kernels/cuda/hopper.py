@@ -10,6 +10,8 @@ expert, k kernel size.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -89,14 +91,15 @@ def weight_grad(x: Tensor, g: Tensor, plan: Plan, num_filters: int, *, determini
     """
     geometry = plan.geometry
     shape = (geometry.num_experts * num_filters, geometry.kernel_size**2, x.shape[-1])
-    dw = x.new_empty(shape, dtype=torch.float32)
+    numbers = math.prod(shape)
+    dw = x.new_empty(numbers + 4, dtype=torch.float32)  # the kernel counts in the last ones
     workspace, bytes_ = None, 0
     if deterministic:
         bytes_ = workspace_bytes(geometry, num_filters, x.shape[-1])
         workspace = x.new_empty(bytes_, dtype=torch.uint8)
     task = make_task(x, shape, plan.weight_grad, geometry.tile, geometry, HALF_TYPES)
     call("smoe_weight_grad_hopper", x, g, dw, workspace, bytes_, *task)
-    return dw
+    return dw[:numbers].view(shape)
 
 
 def workspace_bytes(geometry: Geometry, num_filters: int, channels: int) -> int:
@@ -105,5 +108,5 @@ def workspace_bytes(geometry: Geometry, num_filters: int, channels: int) -> int:
     regions = geometry.choices * family.tiles[0] * family.tiles[1]
     longest = family.capacity(geometry.num_experts, geometry.selected) * num_filters
     row = geometry.kernel_size**2 * channels * 4
-    head = -(-(regions * 8 + (regions + 2) * 4 + geometry.num_experts * regions * 2) // 256) * 256
+    head = -(-(regions * 8 + (regions + 2) * 4 + regions * 4 + geometry.num_experts * regions * 2) // 256) * 256
     return head + longest * row + max(longest * row, min(regions * longest * row, _MOST_BYTES))

@@ -51,6 +51,7 @@ struct Shared {
   Item items[ITEMS];
   uint32_t words[MOST_STAGES];
   alignas(16) uint8_t nowhere[2][16];  // for what an expander drops
+  alignas(16) uint8_t zeros[16];       // rows of a column that none of them selects
 };
 
 // A place in a ring, and the parity of its round.
@@ -85,7 +86,8 @@ __device__ __forceinline__ void load_x(const Task& t, const CUtensorMap& map, co
                                        uint32_t ring, int lane) {
   Schedule schedule(t);
   Place items, next;
-  for (int number = blockIdx.x;; number += gridDim.x) {
+  int number = blockIdx.x;
+  for (;;) {
     barrier_wait(at(shared.item_empty, items.stage), items.parity ^ 1);
     const Item item = schedule.find(t, number, lane);
     if (lane == 0) {
@@ -93,6 +95,9 @@ __device__ __forceinline__ void load_x(const Task& t, const CUtensorMap& map, co
       barrier_arrive(at(shared.item_full, items.stage));
     }
     if (item.region < 0) return;
+    // Items differ in length: who is done takes the next one.
+    int following = 0;
+    if (lane == 0) following = gridDim.x + atomicAdd(t.taken, 1) - t.taken_before;
     items.next(ITEMS);
     const int below = item.tap_row - t.shape.off, right = item.x - t.shape.off, Wi = t.shape.Wi;
     Runs runs(t, item);
@@ -120,6 +125,7 @@ __device__ __forceinline__ void load_x(const Task& t, const CUtensorMap& map, co
         next.next(t.x_stages);
       }
     }
+    number = __shfl_sync(~0u, following, 0);
   }
 }
 
@@ -128,6 +134,7 @@ __device__ __forceinline__ void load_x(const Task& t, const CUtensorMap& map, co
 __device__ __forceinline__ int first_slot(const Task& t, int part) { return divide_by_filters(t, part * 128) & ~7; }
 
 // The lane that starts the copies of g and of the slots and says what is to be done with them, step by step.
+template <int STAGE>
 __device__ __forceinline__ void load_g(const Task& t, const CUtensorMap& map, const CUtensorMap& slot_map, Shared& shared,
                                        uint32_t ring) {
   const int bytes = RAW_BYTES + t.strip_rows * 2 * t.slot_pitch;
@@ -163,7 +170,7 @@ __device__ __forceinline__ void load_g(const Task& t, const CUtensorMap& map, co
 #pragma unroll 1
         for (int part = 0; part < t.parts; part++) {
           barrier_wait(at(shared.raw_empty, raw.stage), raw.parity ^ 1);
-          const uint32_t barrier = at(shared.raw_full, raw.stage), to = ring + raw.stage * RAW_STAGE;
+          const uint32_t barrier = at(shared.raw_full, raw.stage), to = ring + raw.stage * STAGE;
           shared.steps[raw.stage] = {word,
                                      item.first_column,
                                      {(int16_t)rows, (int16_t)(column + 1 < runs.stop ? rows : 0)},

@@ -15,6 +15,7 @@ constexpr int PLACING_THREADS = 1024;
 struct Ordered {
   int64_t* first_row;   // [regions], in the round's blocks
   int* round_regions;   // [rounds + 1], the first region of each round
+  int* taken;           // [regions] of which each round has one: see Task
   uint16_t* place;      // [N, regions], an expert's place in a region's list, or 0xffff
   float* blocks;
   int regions, rounds;
@@ -25,10 +26,11 @@ struct Ordered {
     const int64_t row_bytes = (int64_t)s.ksize * s.ksize * s.C * 4, longest = (int64_t)w.cap * s.F;
     regions = choices * w.tiles_y * w.tiles_x;
     const int64_t firsts = (int64_t)regions * 8, begins = ((int64_t)regions + 2) * 4, places = (int64_t)s.N * regions * 2;
-    const int64_t head = (firsts + begins + places + 255) / 256 * 256;
+    const int64_t head = (firsts + begins + regions * 4 + places + 255) / 256 * 256;
     first_row = static_cast<int64_t*>(workspace);
     round_regions = reinterpret_cast<int*>(first_row + regions);
-    place = reinterpret_cast<uint16_t*>(round_regions + regions + 2);
+    taken = round_regions + regions + 2;
+    place = reinterpret_cast<uint16_t*>(taken + regions);
     blocks = reinterpret_cast<float*>(static_cast<uint8_t*>(workspace) + head);
     rows = (bytes - head) / row_bytes - longest;
     if (workspace == nullptr || rows < longest) return false;

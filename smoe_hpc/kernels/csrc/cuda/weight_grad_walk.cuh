@@ -19,13 +19,15 @@ struct Task {
   float* out;
   const int64_t* first_row;  // of each region in `out`, where each has rows of its own; null: they are added to their experts'
   const int* regions;        // the first region and the one behind the last; null: all
+  int* taken;                // items that blocks have taken beyond their first ones
+  int taken_before;          // what it counts from
   int choices;
   int batch, chunks, strip_rows;            // samples of a step, chunks of the batch, pixel rows of a strip
   int strips_per_sub, subs_x, sub_columns;  // strips of a sub-window, sub-windows beside each other, their pixel columns
   int channel_block, channel_blocks;
   int slot_pitch;         // bytes of a pixel's slots in shared memory; 0: they are read from the plan
   int parts, groups_log;  // parts of 128 channels of g; 2^groups_log groups of 8 rows are one pixel, if batch is 8 or more
-  int x_stages, g_stages, raw_stages, x_at, g_at, raw_at, staging_at;  // sizes and places of the rings in shared memory
+  int x_stages, g_stages, raw_stages, x_at, g_at, raw_at;  // sizes and places of the rings in shared memory
   uint32_t filter_magic;                                               // ceil(2^32 / F)
 };
 
