@@ -31,7 +31,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels.plan_reference import plan_reference
-from smoe_hpc.kernels.ranges import range_message
 from smoe_hpc.kernels.windows import MOST_MASK_BITS, Geometry, Tile, plan_geometry, tile_for
 
 __all__ = [
@@ -40,7 +39,6 @@ __all__ = [
     "PlanStatistics",
     "Tile",
     "Windows",
-    "check_index",
     "make_plan",
     "plan_geometry",
     "plan_statistics",
@@ -124,22 +122,19 @@ def to_index(indices: Tensor) -> Tensor:
     return batched.flatten(2).transpose(1, 2).to(torch.int32, memory_format=torch.contiguous_format)
 
 
-def make_plan(index: Tensor, geometry: Geometry, *, check: bool = False) -> Plan:
+def make_plan(index: Tensor, geometry: Geometry) -> Plan:
     """The plan of a choice.
 
     Args:
         index: [S, P, K] int32 as :func:`to_index` gives it; a selection outside 0..N-1 is left out.
         geometry: as :func:`plan_geometry` gives it.
-        check: look for selections outside 0..N-1, which reads the device.
 
     Raises:
-        ConfigError: an index of another shape or type, or (``check``) with numbers out of range.
+        ConfigError: an index of another shape or type.
     """
     expected = (geometry.choices, geometry.grid[0] * geometry.grid[1], geometry.selected)
     if tuple(index.shape) != expected or index.dtype != torch.int32:
         raise ConfigError(f"index is {tuple(index.shape)} {index.dtype}, the plan needs {expected} int32; see to_index")
-    if check:
-        check_index(index, geometry.num_experts)
     index = index.contiguous()
     if index.device.type == "cuda":
         from smoe_hpc.kernels.cuda.planning import Unsupported, plan_cuda
@@ -158,16 +153,6 @@ def _remembered(plan: Plan) -> Plan:
     if not torch.compiler.is_compiling():
         _made_for[plan.forward.counts] = plan.geometry
     return plan
-
-
-def check_index(index: Tensor, num_experts: int) -> None:
-    """Refuse numbers of experts that do not exist; reads the device.
-
-    Raises:
-        ConfigError: one outside 0..N-1.
-    """
-    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= num_experts):
-        raise ConfigError(range_message(int(index.min()), int(index.max()), num_experts))
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def geometry_of(
 def _select(values: Tensor, selected: int, expert_order: str) -> Tensor:
     from smoe_hpc.kernels.cuda.selection import select_cuda
 
-    return select_cuda(values, selected, expert_order, with_indices=False)[0]
+    return select_cuda(values, selected, expert_order)
 
 
 def _fake_select(values: Tensor, selected: int, expert_order: str) -> Tensor:

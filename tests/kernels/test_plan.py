@@ -11,7 +11,6 @@ from smoe_hpc.kernels import select_experts
 from smoe_hpc.kernels.plan import (
     Plan,
     Windows,
-    check_index,
     make_plan,
     plan_statistics,
     to_index,
@@ -152,9 +151,6 @@ def test_numbers_out_of_range_are_left_out():
     index = random_index(1, 20, 10, 3)
     index[0, 3, 1], index[0, 7, 0], index[0, 9, 2] = -1, 10, 1 << 30
     check_plan(index, geometry)
-    with pytest.raises(ConfigError, match=r"indices hold -1\.\.1073741824, num_experts=10"):
-        make_plan(index, geometry, check=True)
-    check_index(random_index(1, 20, 10, 3), 10)
 
 
 def test_same_indices_same_plan():

@@ -19,36 +19,20 @@ def can_select(num_experts: int, selected: int, expert_order: str) -> bool:
     return num_experts <= MOST_EXPERTS and (selected <= _MOST_RANKED or expert_order == "id")
 
 
-def select_cuda(
-    values: Tensor, selected: int, expert_order: str, *, with_indices: bool = True
-) -> tuple[Tensor, Tensor | None]:
+def select_cuda(values: Tensor, selected: int, expert_order: str) -> Tensor:
     """The choice that :func:`smoe_hpc.kernels.routing.select_experts` makes, in one read of the values.
 
     Args:
         values: [N, H, W] or [S, N, H, W], float32 after conversion, sizes as :func:`can_select` has them.
         selected: K, at most N.
         expert_order: "rank" or "id".
-        with_indices: whether the choice is wanted in the public form too: 8 bytes a selection more to write.
 
     Returns:
-        index [S, P, K] int32, and indices [K, H, W] or [S, K, H, W] int64, or None.
+        index [S, P, K] int32.
     """
     values = values.detach().to(torch.float32).contiguous()
     num_experts, height, width = values.shape[-3:]
-    choices = values.shape[0] if values.dim() == 4 else 1
-    index = torch.empty(choices, height * width, selected, dtype=torch.int32, device=values.device)
-    indices = None
-    if with_indices:
-        indices = torch.empty(*values.shape[:-3], selected, height, width, dtype=torch.int64, device=values.device)
-    call(
-        "smoe_select",
-        values,
-        choices,
-        num_experts,
-        height * width,
-        selected,
-        int(expert_order == "rank"),
-        index,
-        indices,
-    )
-    return index, indices
+    choices, pixels = values.shape[0] if values.dim() == 4 else 1, height * width
+    index = torch.empty(choices, pixels, selected, dtype=torch.int32, device=values.device)
+    call("smoe_select", values, choices, num_experts, pixels, selected, int(expert_order == "rank"), index)
+    return index

@@ -98,7 +98,6 @@ __global__ void __launch_bounds__(THREADS) best_kernel(const Selection s, int64_
     if (key > best) best = key, number = expert;
   }
   s.index[at] = number;
-  if (s.indices) s.indices[at] = number;
 }
 
 template <int R, bool BY_RANK>
@@ -122,10 +121,9 @@ int select_direct(const Selection& s, cudaStream_t stream) {
 }  // namespace
 }  // namespace smoe
 
-// Selects K of N at every pixel: values [choices, N, P] float32 to index [choices, P, K] and, if not null, indices
-// [choices, K, P]. by_rank: best first, else by number. NaN is the largest value. UNSUPPORTED: more than 65535 experts, or
-// more than 16384 best first.
-extern "C" int smoe_select(const float* values, int choices, int N, int P, int K, int by_rank, int* index, int64_t* indices,
+// Selects K of N at every pixel: values [choices, N, P] float32 to index [choices, P, K]. by_rank: best first, else by number.
+// NaN is the largest value. UNSUPPORTED: more than 65535 experts, or more than 16384 best first.
+extern "C" int smoe_select(const float* values, int choices, int N, int P, int K, int by_rank, int* index,
                            cudaStream_t stream) {
   using namespace smoe;
   if (N > 65535 || K < 1 || K > N) return UNSUPPORTED;
@@ -135,7 +133,7 @@ extern "C" int smoe_select(const float* values, int choices, int N, int P, int K
   const int aligned = P % VEC == 0 && reinterpret_cast<uintptr_t>(values) % 16 == 0;
   const int wide = K % 4 == 0 && reinterpret_cast<uintptr_t>(index) % 16 == 0;
   const float deviations = deviations_of(static_cast<double>(K) / N);
-  const Selection s{values, index, indices, choices, N, P, K, by_rank, aligned, wide, deviations};
+  const Selection s{values, index, choices, N, P, K, by_rank, aligned, wide, deviations};
   if (K == 1 && N <= FEW_VALUES)
     return launch_early(best_kernel, static_cast<unsigned>((all + THREADS - 1) / THREADS), THREADS, 0, stream, s, all);
   if (N <= 1024) return by_rank ? select_direct<true>(s, stream) : select_direct<false>(s, stream);

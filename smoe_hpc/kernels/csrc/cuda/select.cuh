@@ -9,7 +9,6 @@ namespace smoe {
 struct Selection {
   const float* values;  // [S, N, P]
   int* index;           // [S, P, K]
-  int64_t* indices;     // [S, K, P] or null
   int choices, N, P, K, by_rank;
   int aligned, wide;  // whether four values, or four numbers of `index`, can be moved at once
   float deviations;  // above the mean at which the selected values begin, of normally distributed ones
@@ -273,12 +272,6 @@ __device__ __forceinline__ void write_selection(const Selection& s, const PlaceA
     else
       for (int i = at.lane; i < s.K; i += 32) index[i] = own[i];
   }
-  if (s.indices == nullptr) return;
-  __syncthreads();
-  int64_t* indices = s.indices + (int64_t)at.choice * s.K * s.P + at.first;
-  const int to = threadIdx.x % PIXELS;
-  if (to < at.here)
-    for (int k = threadIdx.x / PIXELS; k < s.K; k += 32) indices[(int64_t)k * s.P + to] = numbers[to * stride + k];
 }
 
 }  // namespace

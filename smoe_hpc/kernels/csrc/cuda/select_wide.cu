@@ -92,10 +92,6 @@ __global__ void __launch_bounds__(THREADS) select_wide_kernel(const Selection s)
       __syncthreads();
     }
   }
-  if (s.indices == nullptr || column >= here) return;
-  int64_t* indices = s.indices + (int64_t)choice * s.K * s.P + first + column;
-  for (int k = threadIdx.x / PIXELS; k < s.K; k += THREADS / PIXELS)
-    indices[(int64_t)k * s.P] = index[(int64_t)column * s.K + k];
 }
 
 }  // namespace
