@@ -12,7 +12,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,15 @@ from typing import Any
 import torch
 
 from smoe_hpc.bench.layer_case import PARTS, Case, cases_of
+from smoe_hpc.bench.layer_lines import OURS, OURS_DETERMINISTIC, Line, Study, with_rates, with_ratios
 from smoe_hpc.bench.layer_ours import deterministic, make_inputs, ours, plan_of, runs_tiles
 from smoe_hpc.bench.layer_rivals import Call, Inputs, conv_gather, plain, published, quiet_compiler
 from smoe_hpc.bench.layer_routing import gate_values
-from smoe_hpc.bench.layer_timing import Clock, Timing, first_line, working_on
+from smoe_hpc.bench.layer_timing import Clock, first_line, working_on
 from smoe_hpc.errors import ConfigError, SmoeError
 from smoe_hpc.kernels.cuda import library
 from smoe_hpc.kernels.plan import plan_statistics
 
-OURS, OURS_DETERMINISTIC = "ours", "ours, deterministic"
 RIVALS: dict[str, Callable[[str, Inputs], Call | None]] = {
     "conv + gather": conv_gather,
     "conv + gather, compiled": partial(conv_gather, compiled=True),
@@ -38,8 +38,6 @@ RIVALS: dict[str, Callable[[str, Inputs], Call | None]] = {
     "plain convolution": plain,
 }
 SHORT_NAMES = ("dense", "compiled", "last", "last-compiled", "published", "plain")
-DENSE = ("conv + gather", "conv + gather, compiled")
-LAST = ("channels last", "channels last, compiled")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -92,61 +90,6 @@ class Scope:
             raise ConfigError(f"device {self.device!r}: torch sees no CUDA GPU here; use --device cpu")
 
 
-@dataclass(frozen=True)
-class Line:
-    """One measurement.
-
-    Args:
-        case: sizes and routing, as text.
-        part: of the work.
-        way: ours, or a rival.
-        timing: None where it failed.
-        problem: why it failed, in a line.
-        useful_tflops: TFLOP/s counting only what the selected experts need.
-        of_rate: the same as a share of the matrix rate; above 1 where a library rounds float32 to TF32, which that rate
-            does not.
-        least_mb: MB that must move at least.
-        peak_mb: MB held at the fullest, input, gate, weights, choice and plan included; None on a CPU.
-        times: how often its time goes into that of others: "dense" (the faster of eager and compiled convolution + gather
-            along dimension 1), "last" (the same with the gather along the last dimension), "published", "plain".
-    """
-
-    case: str
-    part: str
-    way: str
-    timing: Timing | None = None
-    problem: str | None = None
-    useful_tflops: float | None = None
-    of_rate: float | None = None
-    least_mb: float | None = None
-    peak_mb: float | None = None
-    times: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Study:
-    """All that was measured.
-
-    Args:
-        machine: device, torch, and the options that change figures.
-        matrix_tflops: the device's matrix rate for the scope's type; see :meth:`Clock.matrix_rate`.
-        copy_gb: GB a second of a large copy.
-        routing: for each case what its plan says: experts that a tile needs (mean), the share of them that a pixel uses; and
-            whether ("tiled", on a GPU) the layer uses it, or the library's dense form.
-        lines: the measurements.
-    """
-
-    machine: dict[str, Any]
-    matrix_tflops: float
-    copy_gb: float
-    routing: dict[str, dict[str, float]]
-    lines: list[Line]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        return asdict(self)
-
-
 def rivals_of(names: Sequence[str]) -> tuple[str, ...]:
     """The rivals that :data:`SHORT_NAMES` stand for; "none" stands for nothing.
 
@@ -188,7 +131,7 @@ def layer_study(scope: Scope, say: Callable[[str], None], keep: Callable[[Study]
                 late = time.perf_counter() - started > scope.limit
                 lines = [Line(str(case), "", OURS, problem="not measured: time limit")] if late else []
                 lines = lines or list(_of_case(case, scope, clock, study, started))
-                study.lines.extend(_with_ratios(lines))
+                study.lines.extend(with_ratios(lines))
                 done = sum(line.timing is not None for line in lines)
                 say(f"{case}: {done} measurements, {time.perf_counter() - started:.0f} s so far")
                 keep(study)
@@ -231,7 +174,7 @@ def _of_case(case: Case, scope: Scope, clock: Clock, study: Study, started: floa
             with deterministic(mode), quiet_compiler(scope.compiler_log):
                 line = attempt(blank, partial(way, part, inputs), clock)
             if line is not None:
-                yield _with_rates(line, case, scope, study)
+                yield with_rates(line, case, dtype.itemsize, study.matrix_tflops)
 
 
 def _routing_figures(inputs: Inputs) -> dict[str, float]:
@@ -268,43 +211,3 @@ def attempt(blank: Line, make: Callable[[], Call | None], clock: Clock) -> Line 
         clock.clean()
         return replace(blank, problem=problem)
     return replace(blank, timing=timing, peak_mb=None if peak is None else (own + peak) / 1e6)
-
-
-def _with_rates(line: Line, case: Case, scope: Scope, study: Study) -> Line:
-    if line.timing is None:
-        return line
-    shape, element = case.shape, DTYPES[scope.dtype].itemsize
-    weight_element = 4 if line.way.startswith(OURS) else element
-    plain_part = line.way == "plain convolution"
-    counted = replace(shape, num_experts=shape.selected) if plain_part else shape
-    least = counted.least_bytes(line.part, element, weight_element, indexed=not plain_part)
-    peak = line.peak_mb
-    if peak is not None and line.way != "published":  # which holds copies of its own
-        shared = element * shape.batch * shape.pixels * (shape.channels + (line.part != "forward") * shape.out_channels)
-        gate = 4 * shape.pixels * shape.num_experts if line.part in ("step", "select") else 0
-        peak += (shared + gate) / 1e6 if line.part in PARTS else gate / 1e6
-    flops = shape.useful_flop(line.part) / (line.timing.device * 1e-3) / 1e12
-    line = replace(line, least_mb=least / 1e6 if least else None, peak_mb=peak)
-    return replace(line, useful_tflops=flops, of_rate=flops / study.matrix_tflops) if flops else line
-
-
-def _with_ratios(lines: list[Line]) -> list[Line]:
-    """Each line with how often its time goes into that of the rivals for the same part; for the whole step also into the
-    forward and backward of those that have no routing loss.
-    """
-    times = {(line.way, line.part): line.timing.device for line in lines if line.timing is not None}
-
-    def of(way: str, part: str) -> float | None:
-        return times.get((way, part), times.get((way, "backward")) if part == "step" else None)
-
-    made = []
-    for line in lines:
-        if line.timing is None:
-            made.append(line)
-            continue
-        others = {"plain": of("plain convolution", line.part), "published": times.get(("published", line.part))}
-        for name, ways in (("dense", DENSE), ("last", LAST)):
-            others[name] = min((time for way in ways if (time := of(way, line.part)) is not None), default=None)
-        own = line.timing.device
-        made.append(replace(line, times={name: other / own for name, other in others.items() if other is not None}))
-    return made

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from smoe_hpc.bench.layer import OURS, OURS_DETERMINISTIC, Line, Study
 from smoe_hpc.bench.layer_case import PART_NAMES
+from smoe_hpc.bench.layer_lines import OURS, OURS_DETERMINISTIC, Line, Study
 
 Table = tuple[str, tuple[str, ...], list[list[str]]]
 _COLUMNS = (
