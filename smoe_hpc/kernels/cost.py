@@ -22,8 +22,8 @@ from smoe_hpc.kernels.windows import MOST_MASK_BITS, Tile
 @dataclass(frozen=True)
 class Rates:
     """Speed of a device. Those below are of an H200: ``tiled`` and ``bandwidth`` of 16-bit types are fitted to ``smoe-hpc bench
-    layer`` (docs/benchmarks.md) and give its times of both passes to 25 %; ``dense`` is that of a plain convolution there;
-    the starts and float32 are set by hand.
+    layer`` (docs/benchmarks.md) and give its times of both passes to 25 % where routing is smooth; ``dense`` is that of a
+    plain convolution there; the starts and float32 are set by hand.
 
     Args:
         tiled, dense: multiply-adds a second of columns computed, in units of 1e12: forward and both gradients together.

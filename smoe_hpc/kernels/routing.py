@@ -21,6 +21,7 @@ from smoe_hpc.kernels.windows import tile_for
 
 EXPERT_ORDERS = ("rank", "id")
 _FEW_EXPERTS = 16
+_read_by_graphs: dict[int, Routing] = {}  # a graph has bare addresses: nobody knows how long it is replayed
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,8 @@ class Routing:
         """Tensors of this choice's plan for a layer, for :func:`smoe_hpc.kernels.expert_conv2d`; kept for the next time.
 
         Layers of one gate and equal kernel size share it. Empty where no kernel uses one: on a CPU, or for a layer so small
-        that the dense form is faster.
+        that the dense form is faster. A CUDA graph that is captured reads the plan if there is one, and this routing is then
+        kept for good; else making it becomes a part of the graph.
 
         Args:
             dtype: in which the layer computes.
@@ -76,11 +78,12 @@ class Routing:
             return []
         if torch.compiler.is_compiling():  # a compiled graph's memory is its own: nothing of it is kept
             return self._made_plan(batch, weight_shape[-1], padding)
-        sizes = (tile_for(batch, self.per_sample), weight_shape[-1], padding)
-        if sizes in self._plans:
-            return self._plans[sizes]
-        # What a CUDA graph will only write when it is replayed serves nobody but those captured with it.
-        key = (*sizes, "captured") if torch.cuda.is_current_stream_capturing() else sizes
+        key: tuple[object, ...] = (tile_for(batch, self.per_sample), weight_shape[-1], padding)
+        capture = library.capture_of(choice.device)
+        if capture and key in self._plans:
+            _read_by_graphs[id(self)] = self
+        elif capture:  # what a CUDA graph will only write when it is replayed serves nobody but those captured with it
+            key = (*key, capture)
         if key not in self._plans:
             with torch.inference_mode(False):
                 self._plans[key] = self._made_plan(batch, weight_shape[-1], padding)

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from smoe_hpc.kernels import select_experts
+from smoe_hpc.kernels import routing, select_experts
 from smoe_hpc.kernels.plan import make_plan, plan_geometry, plan_statistics, to_index
 from smoe_hpc.kernels.plan_reference import plan_reference
 from smoe_hpc.kernels.planning import geometry_for
@@ -172,7 +172,16 @@ def test_a_graph_uses_the_plan_made_before_it_and_keeps_its_own_to_itself():
         assert planned.plan(*of_layer) is made
         captured = other.plan(*of_layer)
         assert other.plan(*of_layer) is captured
+    assert planned in routing._read_by_graphs.values()
+    assert other not in routing._read_by_graphs.values()
+    second = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(second):
+        of_second = other.plan(*of_layer)
+    assert of_second is not captured
+    second.replay()  # the first one never was
+    assert all(torch.equal(a, b) for a, b in zip(of_second, made, strict=True))
     assert other.plan(*of_layer) is not captured
+    assert other.plan(*of_layer) is not of_second
     assert all(torch.equal(a, b) for a, b in zip(other.plan(*of_layer), made, strict=True))
 
 

@@ -118,6 +118,16 @@ def call(name: str, *args: Any) -> None:
         _refuse(device, name, status)
 
 
+def capture_of(device: torch.device) -> int:
+    """The number of the CUDA graph capture that the device's current stream takes part in; 0 if it is in none."""
+    if not torch.cuda.is_current_stream_capturing():
+        return 0
+    number = ctypes.c_ulonglong()
+    with torch.cuda.device(device):
+        call("smoe_capture", ctypes.byref(number))
+    return number.value
+
+
 def _find(device: int, name: str, args: tuple[Any, ...]) -> Callable[..., int]:
     library = _library(device)
     if library is None:

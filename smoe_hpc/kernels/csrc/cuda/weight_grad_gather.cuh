@@ -11,7 +11,7 @@
 
 namespace smoe::weight_grad {
 
-constexpr int NOTES = PAIR * 4, NOTES_AT = RAW_BYTES + SLOT_BYTES, GATHER_STAGE = NOTES_AT + 2 * NOTES;
+constexpr int NOTES = PAIR * 4, NOTES_AT = RAW_STAGE, GATHER_STAGE = NOTES_AT + 2 * NOTES;
 constexpr uint32_t NO_CHANNEL = 0x80;
 
 __device__ __forceinline__ void store_byte(uint32_t to, uint32_t a) {
@@ -25,15 +25,15 @@ class ChannelNotes {
  public:
   __device__ __forceinline__ ChannelNotes(const Task& t, int lane) : lane_(lane), filters_(t.shape.F) {
     const int channels = t.shape.K * t.shape.F;
-    if (ONE_FILTER) {
+    if constexpr (ONE_FILTER) {
       some_ = lane * 4 < channels;  // K is a multiple of 8
-      return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int channel = lane + i * 32, number = divide_by_filters(t, channel);
-      slots_[i] = channel < channels ? number * 2 : 0;
-      filter_[i] = channel < channels ? channel - number * t.shape.F : PAIR << 16;
+      for (int i = 0; i < 4; i++) {
+        const int channel = lane + i * 32, number = divide_by_filters(t, channel);
+        slots_[i] = channel < channels ? number * 2 : 0;
+        filter_[i] = channel < channels ? channel - number * t.shape.F : PAIR << 16;
+      }
     }
   }
 
@@ -74,7 +74,7 @@ template <bool ONE_FILTER, int GROUPS_LOG>
 __device__ __forceinline__ void prepare(const Task& t, Shared& shared, uint32_t base, int number, int lane) {
   // What would otherwise be worked out anew, slowly, in every step.
   asm volatile("" : "+r"(lane), "+r"(number));
-  const ChannelNotes<ONE_FILTER, GROUPS_LOG> marks(t, lane);
+  const ChannelNotes<ONE_FILTER, GROUPS_LOG> channel_notes(t, lane);
   const uint32_t rows = number * COLUMN * 128, load_at = rows + raw_place(lane % 8, lane / 8 * 8), store_at = rows + lane * 16;
   Place raw;
   for (;;) {
@@ -90,7 +90,8 @@ __device__ __forceinline__ void prepare(const Task& t, Shared& shared, uint32_t 
 #pragma unroll
     for (int row = 0; row < 4 >> GROUPS_LOG; row++)
       if (row < pixel_rows)
-        marks.write(first_column, slots + row * 2 * t.slot_pitch, notes + (GROUPS_LOG == 0 ? row % 2 * 2 + row / 2 : row));
+        channel_notes.write(first_column, slots + row * 2 * t.slot_pitch,
+                            notes + (GROUPS_LOG == 0 ? row % 2 * 2 + row / 2 : row));
     // A unit is 8 rows of 64 channels. The next one is on its way while one is stored.
     const uint32_t from[2] = {stage + load_at, stage + (load_at ^ 64)}, to = stage + store_at;
     uint32_t r[2][2][4];
@@ -102,6 +103,7 @@ __device__ __forceinline__ void prepare(const Task& t, Shared& shared, uint32_t 
 #pragma unroll
         for (int i = 0; i < 2; i++)
           load_matrices_transposed(r[(unit + 1) % 2][i], from[i] + (unit + 1) / 2 * 1024 + (unit + 1) % 2 * RAW_HALF);
+      __syncwarp();
 #pragma unroll
       for (int i = 0; i < 2; i++) store_matrices(to + unit / 2 * 1024 + unit % 2 * RAW_HALF + i * 512, r[unit % 2][i]);
     }

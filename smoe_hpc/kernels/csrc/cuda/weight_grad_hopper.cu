@@ -37,11 +37,13 @@ __device__ __forceinline__ void release_x(const Task& t, Shared& shared, uint32_
 }
 
 // Registers are scarce here: what a step needs to know comes with its word. GATHER: see weight_grad_gather.cuh; g's ring is
-// that of the raw g then.
+// that of the raw g then, and what belongs to the other (`fragment`, words, g_empty) is not used.
 template <typename T, int N, int TAPS, bool GATHER>
 __device__ __forceinline__ void consume(const Task& t, Shared& shared, uint32_t base, int group) {
   Place g;
   float sums[TAPS][N / 2];
+#pragma unroll
+  for (int i = 0; i < TAPS * N / 2; i++) sums[i / (N / 2)][i % (N / 2)] = 0;
   const Gather gather(t, shared, base, group);
   // Rows 0-7 and 8-15 of columns, then the same of the next 8 rows: where a lane finds its 16 bytes of a fragment.
   const uint32_t fragment = base + t.g_at + group * G_BLOCK + (threadIdx.x % 32 / 16) * G_GROUP +
@@ -92,6 +94,9 @@ __device__ __forceinline__ void consume(const Task& t, Shared& shared, uint32_t 
       word = GATHER ? shared.steps[g.stage].word : shared.words[g.stage];
     } while (!(word & (FIRST_OF_ITEM | END)));
     matrix_wait<0>();
+    // Not a number of the sums may be moved before the products are done.
+#pragma unroll
+    for (int i = 0; i < TAPS * N / 2; i++) asm volatile("" : "+f"(sums[i / (N / 2)][i % (N / 2)])::"memory");
     release_x<TAPS>(t, shared, before);
     const int stage = before >> ITEM_STAGE_AT;
     const Item& item = shared.items[stage];
@@ -157,7 +162,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 template <typename T, int N, int TAPS, bool GATHER>
 int launch(const Maps& maps, Task t, int blocks, cudaStream_t stream) {
   const int most = 227 * 1024, fixed = (sizeof(Shared) + 1023) / 1024 * 1024, raw_stage = GATHER ? GATHER_STAGE : RAW_STAGE;
-  // The rings are as long as they can be: one consumer goes on while the other adds its sums to the gradient.
+  // The longer the rings, the further one consumer may go on while the other adds its sums to the gradient.
   t.g_stages = GATHER ? 0 : 2;
   t.raw_stages = GATHER ? 5 : 3;
   t.x_at = fixed;
@@ -193,9 +198,9 @@ int launch_for(const Maps& maps, const Task& t, int type, int blocks, cudaStream
 
 }  // namespace smoe::weight_grad
 
-// dw [N F, taps, C] float32 from x [B, Hi, Wi, C] and g [B, Ho, Wo, K F]; all of it is written, and so are 4 numbers behind it.
-// `windows` are those of the weight gradient and `tile` their sub-windows. With a workspace the result is the same in every
-// run: see weight_grad_ordered.cuh, whose Ordered says how large it has to be.
+// dw [N F, taps, C] float32 from x [B, Hi, Wi, C] and g [B, Ho, Wo, K F]; all of it is written. There must be room for 4
+// numbers behind it. `windows` are those of the weight gradient and `tile` their sub-windows. With a workspace the result is
+// the same in every run: see weight_grad_ordered.cuh, whose Ordered says how large it has to be.
 extern "C" int smoe_weight_grad_hopper(const void* x, const void* g, float* dw, void* workspace, int64_t workspace_bytes,
                                        const smoe::Shape* shape, const smoe::Windows* windows, const smoe::Tile* tile,
                                        int choices, int type, int processors, cudaStream_t stream) {

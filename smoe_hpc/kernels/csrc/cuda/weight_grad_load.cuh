@@ -3,8 +3,9 @@
 //   x ring:   a stage is two columns of pixels, [N / 64 parts][2][32 rows][64 channels], swizzled; the copies also make the
 //             zeros around the map. A tap row of three reads two stages a step, so each is loaded once a run.
 //   raw ring: 128 channels of g of a step, [2 parts][2 columns][32 rows][64 channels], swizzled, and the slots of its pixels,
-//             [strip rows][2 columns]
-//   g ring:   [2 blocks][8 groups of 8 rows][64 columns][8 rows], zero where a row does not select a column
+//             [strip rows][2 columns]; more where g is gathered, see weight_grad_gather.cuh
+//   g ring:   [2 blocks][8 groups of 8 rows][64 columns][8 rows], zero where a row does not select a column; only where g is
+//             spread, see weight_grad_spread.cuh
 #pragma once
 #include <cuda.h>
 
@@ -35,8 +36,8 @@ enum Word : uint32_t {
   ITEM_STAGE_AT = 16
 };
 
-// What the expanders are told of a step: the pair's first column; pixel rows of the step's columns, 0 for one that does not
-// exist; number of the first pixel in the slots.
+// What the two warps that spread g or make it ready are told of a step: the pair's first column; pixel rows of the step's
+// columns, 0 for one that does not exist; number of the first pixel in the slots.
 struct Step {
   uint32_t word;
   int first_column;
@@ -95,9 +96,6 @@ __device__ __forceinline__ void load_x(const Task& t, const CUtensorMap& map, co
       barrier_arrive(at(shared.item_full, items.stage));
     }
     if (item.region < 0) return;
-    // Items differ in length: who is done takes the next one.
-    int following = 0;
-    if (lane == 0) following = gridDim.x + atomicAdd(t.taken, 1) - t.taken_before;
     items.next(ITEMS);
     const int below = item.tap_row - t.shape.off, right = item.x - t.shape.off, Wi = t.shape.Wi;
     Runs runs(t, item);
@@ -125,7 +123,9 @@ __device__ __forceinline__ void load_x(const Task& t, const CUtensorMap& map, co
         next.next(t.x_stages);
       }
     }
-    number = __shfl_sync(~0u, following, 0);
+    // Items differ in length: who is done takes the next one.
+    if (lane == 0) number = gridDim.x + atomicAdd(t.taken, 1) - t.taken_before;
+    number = __shfl_sync(~0u, number, 0);
   }
 }
 

@@ -31,7 +31,7 @@ struct Task {
   uint32_t filter_magic;                                               // ceil(2^32 / F)
 };
 
-// i / F for i < 2^16.
+// i / F for i < 2^32 / F.
 __device__ __forceinline__ int divide_by_filters(const Task& t, int i) {
   return t.shape.F == 1 ? i : (int)__umulhi(i, t.filter_magic);
 }
