@@ -12,41 +12,18 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
-from smoe_hpc.errors import SmoeError
+from smoe_hpc.launch.compiled import cxx_finding, kernels_finding, nvcc_finding
+from smoe_hpc.launch.finding import Finding, first_line, match
 
 GIB = 2**30
-SECONDS_PER_LOOK = 20
-STATES = ("used", "present", "absent", "problem")
 COLOURS = {"used": "green", "present": "default", "absent": "yellow", "problem": "red"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked for.
-
-    Args:
-        name: what was looked for, e.g. "GPU".
-        state: "used" by training as it stands, "present" but used only on demand, "absent", or "problem".
-        value: what is there, e.g. "NVIDIA H200, 139.8 GiB".
-        use: what it will be used for and why; what to do where it is absent or a problem.
-    """
-
-    name: str
-    state: str
-    value: str
-    use: str
-
-    def __post_init__(self) -> None:
-        if self.state not in STATES:
-            raise SmoeError(f"a finding's state is one of {', '.join(STATES)}, not {self.state!r}")
 
 
 def inspect_machine(folder: str | os.PathLike[str] = ".") -> list[Finding]:
@@ -66,9 +43,10 @@ def inspect_machine(folder: str | os.PathLike[str] = ".") -> list[Finding]:
         ("DeepSpeed", _deepspeed),
         ("MPI", _mpi),
         ("Slurm", _slurm),
-        ("C++ compiler", _compiler),
+        ("C++ compiler", cxx_finding),
         ("ninja", _ninja),
-        ("nvcc", _nvcc),
+        ("nvcc", nvcc_finding),
+        ("kernels", kernels_finding),
         ("HDF5", _hdf5),
         ("DALI", _dali),
         ("GRIB", _grib),
@@ -119,7 +97,7 @@ def _cores() -> Finding:
 
 def _memory() -> Finding:
     text = Path("/proc/meminfo").read_text()
-    total, available = (int(_match(rf"{key}:\s+(\d+) kB", text)) * 1024 / GIB for key in ("MemTotal", "MemAvailable"))
+    total, available = (int(match(rf"{key}:\s+(\d+) kB", text)) * 1024 / GIB for key in ("MemTotal", "MemAvailable"))
     return Finding("memory", "used", f"{total:.1f} GiB, {available:.1f} free", "stores are read through the page cache")
 
 
@@ -150,7 +128,7 @@ def _gpus() -> list[Finding]:
             value = f"{about.name}, {about.total_memory / GIB:.1f} GiB, compute capability {about.major}.{about.minor}"
             findings.append(Finding(f"GPU {index}", "used", value, "training runs here, one process a GPU"))
         return findings
-    driver = _first_line("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    driver = first_line("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     if driver is None:
         return [Finding("GPU", "absent", "no NVIDIA driver", "training runs on the CPU")]
     remedy = "reinstall torch by launch/quickstart.sh, which fits it to the driver; until then training runs on the CPU"
@@ -176,10 +154,10 @@ def _deepspeed() -> Finding:
 
 def _mpi() -> Finding:
     started_by = shutil.which("mpirun")
-    mpirun = _first_line("mpirun", "--version")
+    mpirun = first_line("mpirun", "--version")
     # in a process of its own: loading an MPI library that does not fit this machine may end the process
     code = "from mpi4py import MPI; print(MPI.Get_library_version().splitlines()[0].split(',')[0])"
-    library = _first_line(sys.executable, "-c", "import mpi4py; mpi4py.rc.initialize = False; " + code)
+    library = first_line(sys.executable, "-c", "import mpi4py; mpi4py.rc.initialize = False; " + code)
     if mpirun is None and library is None:
         remedy = "needed by parallel data conversion and an mpirun start only; torchrun and srun do without"
         return Finding("MPI", "absent", "no mpirun, no MPI library", remedy)
@@ -195,7 +173,7 @@ def _mpi() -> Finding:
 
 
 def _slurm() -> Finding:
-    version = _first_line("sinfo", "--version")
+    version = first_line("sinfo", "--version")
     if version is None:
         return Finding("Slurm", "absent", "no sinfo", "start with torchrun or mpirun")
     job = os.environ.get("SLURM_JOB_ID")
@@ -203,40 +181,13 @@ def _slurm() -> Finding:
     return Finding("Slurm", "present", value, "start with srun; no ssh is used")
 
 
-def _compiler() -> Finding:
-    wanted = os.environ.get("CXX") or "g++"
-    version = _first_line(wanted, "--version")
-    if version is None:
-        remedy = "install g++ or set CXX"
-        return Finding("C++ compiler", "problem", f"{wanted} does not run", f"slow kernels of plain torch serve; {remedy}")
-    return Finding("C++ compiler", "used", f"{wanted}: {version}", "compiles the CPU kernels at their first use, in seconds")
-
-
 def _ninja() -> Finding:
-    version = _first_line(str(Path(sys.executable).with_name("ninja")), "--version") or _first_line(
+    version = first_line(str(Path(sys.executable).with_name("ninja")), "--version") or first_line(
         "ninja", "--version"
     )
     if version is None:
         return Finding("ninja", "absent", "does not run", "only DeepSpeed's own operations need it; pip install ninja")
     return Finding("ninja", "present", version, "for DeepSpeed's own operations; our kernels need none")
-
-
-def _nvcc() -> Finding:
-    home = os.environ.get("CUDA_HOME")
-    lines = _lines(str(Path(home, "bin", "nvcc")) if home else "nvcc", "--version")
-    release = next((line for line in lines or () if "release" in line), None)
-    if release is None:
-        return Finding("nvcc", "absent", "no CUDA compiler", "kernels of plain torch serve, unless compiled ahead")
-    import torch
-
-    version = _match(r"release ([\d.]+)", release)
-    if not torch.cuda.is_available():
-        return Finding("nvcc", "present", f"CUDA {version}", "compiles CUDA kernels ahead: smoe-hpc kernels build")
-    same = version.split(".")[0] == (torch.version.cuda or "").split(".")[0]
-    if not same:
-        remedy = "another major version than torch's build: set CUDA_HOME to a matching one"
-        return Finding("nvcc", "problem", f"CUDA {version}, torch {torch.version.cuda}", remedy)
-    return Finding("nvcc", "used", f"CUDA {version}", "compiles CUDA kernels at their first use")
 
 
 def _hdf5() -> Finding:
@@ -267,26 +218,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _lines(*command: str) -> list[str] | None:
-    """What the command prints, or None where it does not exist, fails or takes too long."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS_PER_LOOK, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return None if done.returncode else [line.strip() for line in done.stdout.splitlines() if line.strip()]
-
-
-def _first_line(*command: str) -> str | None:
-    lines = _lines(*command)
-    return lines[0] if lines else None
-
-
-def _match(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
-        raise SmoeError(f"{pattern!r} is not in {text[:80]!r}; another system than this was written for")
-    return found[1]

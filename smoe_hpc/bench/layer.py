@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,9 @@ from smoe_hpc.bench.layer_rivals import Call, Inputs, conv_gather, plain, publis
 from smoe_hpc.bench.layer_routing import gate_values
 from smoe_hpc.bench.layer_timing import Clock, first_line, working_on
 from smoe_hpc.errors import ConfigError, SmoeError
+from smoe_hpc.kernels import build
 from smoe_hpc.kernels.cuda import library
+from smoe_hpc.kernels.padding import PADDINGS, check_padding
 from smoe_hpc.kernels.plan import plan_statistics
 
 RIVALS: dict[str, Callable[[str, Inputs], Call | None]] = {
@@ -62,7 +64,8 @@ class Scope:
         compiler_log: where what torch.compile says goes.
 
     Raises:
-        ConfigError: names that are not known.
+        ConfigError: names that are not known, a device that is not there, a padding that a case's grid cannot have, a log
+            that cannot be written, or ``SMOE_KERNELS`` with another value than native or torch.
     """
 
     cases: Sequence[Case] = cases_of("quick")
@@ -81,13 +84,41 @@ class Scope:
     compiler_log: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "smoe_bench_compiler.log")
 
     def __post_init__(self) -> None:
-        known = {"part": (self.parts, PARTS), "rival": (self.rivals, RIVALS), "type": ((self.dtype,), DTYPES)}
+        known: dict[str, tuple[Sequence[str], Collection[str]]] = {
+            "part": (self.parts, PARTS),
+            "rival": (self.rivals, RIVALS),
+            "type": ((self.dtype,), DTYPES),
+            "padding": ((self.padding,), PADDINGS),
+        }
         for what, (given, possible) in known.items():
             for name in given:
                 if name not in possible:
                     raise ConfigError(f"{what} {name!r} is not known; choose among {', '.join(possible)}")
-        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device {self.device!r}: torch sees no CUDA GPU here; use --device cpu")
+        for case in self.cases:
+            check_padding(self.padding, case.shape.grid, case.shape.kernel_size)
+        _check_device(self.device)
+        _check_log(self.compiler_log)
+        build.native()
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is not known; use cpu, cuda or a GPU by its number such as cuda:1") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r}: the layer is measured on cpu and cuda only; use --device cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r}: torch sees no CUDA GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r}: torch sees {torch.cuda.device_count()} GPUs, numbered from 0; use --device cuda")
+
+
+def _check_log(path: Path) -> None:
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ConfigError(f"--compiler-log {path}: cannot be written ({error.strerror}); give another file") from None
 
 
 def rivals_of(names: Sequence[str]) -> tuple[str, ...]:
@@ -116,7 +147,9 @@ def modes_of(text: str) -> tuple[bool, ...]:
 
 
 def layer_study(scope: Scope, say: Callable[[str], None], keep: Callable[[Study], None] = lambda study: None) -> Study:
-    """Measure all that the scope asks for; what is found is said, and given to ``keep``, case by case."""
+    """Measure all that the scope asks for; what is found so far is said case by case, and given to ``keep`` line by line, so
+    that whoever ends it loses only the measurement that runs.
+    """
     started = time.perf_counter()
     device = torch.device(scope.device)
     before = torch.get_num_threads()
@@ -129,12 +162,14 @@ def layer_study(scope: Scope, say: Callable[[str], None], keep: Callable[[Study]
             say(f"{study.machine['device']}: matrix product {rates[0]:.3g} TFLOP/s, copy {rates[1]:,.0f} GB/s")
             for case in scope.cases:
                 late = time.perf_counter() - started > scope.limit
-                lines = [Line(str(case), "", OURS, problem="not measured: time limit")] if late else []
-                lines = lines or list(_of_case(case, scope, clock, study, started))
-                study.lines.extend(with_ratios(lines))
+                blank = [Line(str(case), "", OURS, problem="not measured: time limit")]
+                first, lines = len(study.lines), []
+                for line in blank if late else _of_case(case, scope, clock, study, started):
+                    lines.append(line)
+                    study.lines[first:] = with_ratios(lines)
+                    keep(study)
                 done = sum(line.timing is not None for line in lines)
                 say(f"{case}: {done} measurements, {time.perf_counter() - started:.0f} s so far")
-                keep(study)
                 clock.clean()
     finally:
         torch.set_num_threads(before)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from smoe_hpc.cli.output import JsonFile, say, show_table, write_json
+from smoe_hpc.errors import RunError
 
 app = typer.Typer(help="Measure, and write the figures down.", no_args_is_help=True)
 
@@ -110,7 +111,10 @@ def layer(
     profile: Annotated[bool, typer.Option(help="Measure nothing: run the first case for a profiler (ncu, nsys).")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Milliseconds, share of the matrix rate and memory of the layer, beside what could take its place."""
+    """Milliseconds, share of the matrix rate and memory of the layer, beside what could take its place.
+
+    Ctrl-C shows what was measured until then. Exit status 2 where nothing of ours could be measured.
+    """
     from smoe_hpc.bench import layer as study
     from smoe_hpc.bench.layer_case import chosen_cases
     from smoe_hpc.bench.layer_profile import profile as run_profile
@@ -137,11 +141,22 @@ def layer(
     if profile:
         run_profile(scope, say)
         return
-    found = study.layer_study(scope, say, lambda so_far: write_json(json_file, so_far.as_dict()))
-    for title, columns, cells in tables(found):
-        show_table(title, columns, cells)
-    for line in problems(found):
-        say(line)
+    kept: list[study.Study] = []
+
+    def keep(so_far: study.Study) -> None:
+        kept[:] = [so_far]
+        write_json(json_file, so_far.as_dict())
+
+    try:
+        study.layer_study(scope, say, keep)
+    finally:  # also where it ends early: what was measured took its time
+        for found in kept:
+            for title, columns, cells in tables(found):
+                show_table(title, columns, cells)
+            for problem in problems(found):
+                say(problem)
+    if not any(line.timing is not None and line.way.startswith(study.OURS) for found in kept for line in found.lines):
+        raise RunError("none of our kernels could be measured, see above; choose other cases or a longer --limit")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from smoe_hpc.cli.output import JsonFile, say, write_json
-from smoe_hpc.errors import ConfigError
+from smoe_hpc.errors import ConfigError, RunError
 
 app = typer.Typer(help="Compile the kernels ahead.", no_args_is_help=True)
 
@@ -30,14 +30,17 @@ def build(
     """Compile now what training would compile at its first step; works on a login node without a GPU.
 
     The libraries lie in $SMOE_CACHE/kernels (~/.cache/smoe-hpc/kernels), which the compute nodes must see. The CPU's
-    serves processors of the same make as this one; others compile their own at first use.
+    serves processors of the same make as this one; others compile their own at first use. It is loaded once to see that
+    it runs here. Exit status 2 where nothing could be built.
     """
     from smoe_hpc.kernels import build as kernels
 
     capabilities = _capabilities(arch)
     built: dict[str, str] = {}
     if cpu or (cpu is None and kernels.find_cxx() is not None):
-        built["cpu"] = str(kernels.build_cpu())
+        made = kernels.build_cpu()
+        kernels.load(made)
+        built["cpu"] = str(made)
         say(f"CPU kernels: {built['cpu']}")
     elif cpu is None:
         say("CPU kernels: not built, no C++ compiler runs (g++, c++, $CXX)")
@@ -46,6 +49,8 @@ def build(
         say(f"CUDA kernels for {', '.join(map(str, capabilities))}: {built['cuda']}")
     elif cuda is None:
         say("CUDA kernels: not built, no nvcc runs ($CUDA_HOME/bin, PATH)")
+    if not built:
+        raise RunError("no kernels were built; name a C++ compiler in CXX, or the folder of CUDA in CUDA_HOME, and ask for one")
     write_json(json_file, built)
 
 

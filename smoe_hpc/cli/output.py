@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from smoe_hpc.errors import ConfigError, SmoeError
+from smoe_hpc.errors import ConfigError, DataError, SmoeError
 
 _PLAIN_WIDTH = 160  # columns of a table where nobody's terminal sets them: a pipe must not cut figures
 _MOST_COLUMNS = 8  # of scores; more would be cut
@@ -205,13 +205,32 @@ def figure(value: float | None) -> str:
 def write_json(path: Path | None, content: Any) -> None:
     """Write figures to a file that a script reads; from the first rank only, nothing without a path.
 
+    An old file stays whole until the new one is.
+
     Raises:
         ConfigError: the file cannot be written.
     """
     if path is None or this_rank() != 0:
         return
+    text = json.dumps(content, indent=2, default=str) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        target = path.resolve() if path.is_file() else path  # a link stays one, to the new content
+        _writer_for(target)(target, text)
     except OSError as error:
         raise _not_writable(path, error) from None
+    except DataError as error:
+        raise ConfigError(f"--json: {error}") from None
+
+
+def _writer_for(path: Path) -> Callable[[Path, str], object]:
+    """What writes a file whole or not at all; plainly where no new file can take the old one's place: that of a pipe or a
+    device, or in a folder that takes none.
+    """
+    if path.exists() and not (path.is_file() and os.access(path.parent, os.W_OK)):
+        return Path.write_text
+    try:
+        from smoe_hpc.io.atomic import write_text
+    except ImportError:  # the doctor writes what it found of a broken HDF5 too
+        return Path.write_text
+    return write_text

@@ -8,24 +8,24 @@ once, on one node or several that share the folder, wait for the one that compil
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
 import platform
-import shlex
-import shutil
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from smoe_hpc.errors import ConfigError, RunError
+from smoe_hpc.kernels.compilers import Compiler, find_cxx, find_nvcc
 from smoe_hpc.kernels.once import make_once
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -36,19 +36,7 @@ _MOST_JOBS = 8  # compilers at a time; one of CUDA takes a gigabyte
 _LAST_LINES = 12  # of a compiler's complaint
 _ENVIRONMENT = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")  # what nvcc heeds unasked
 _lock = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Compiler:
-    """A compiler that runs.
-
-    Args:
-        command: its path, and arguments that always go with it.
-        version: what it says of itself.
-    """
-
-    command: tuple[str, ...]
-    version: str
+T = TypeVar("T")
 
 
 def native() -> bool:
@@ -64,32 +52,18 @@ def native() -> bool:
 
 
 def kernels_folder() -> Path:
-    """Where libraries are kept."""
-    cache = os.environ.get("SMOE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smoe-hpc"
-    return Path(cache) / "kernels"
+    """Where libraries are kept.
 
-
-def find_cxx() -> Compiler | None:
-    """The C++ compiler: ``$CXX``, else g++, else c++; None where none of them runs."""
-    chosen = os.environ.get("CXX")
-    return _first_that_runs([shlex.split(chosen)] if chosen else [["g++"], ["c++"]])
-
-
-def find_nvcc() -> Compiler | None:
-    """CUDA's compiler: in ``$CUDA_HOME/bin``, else on the PATH, else in /usr/local/cuda/bin; None where none runs."""
-    home = os.environ.get("CUDA_HOME")
-    return _first_that_runs([*([[f"{home}/bin/nvcc"]] if home else []), ["nvcc"], ["/usr/local/cuda/bin/nvcc"]])
-
-
-def _first_that_runs(commands: Sequence[Sequence[str]]) -> Compiler | None:
-    for command in commands:
-        path = shutil.which(command[0])
-        if path is None:
-            continue
-        done = subprocess.run([path, *command[1:], "--version"], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return Compiler((path, *command[1:]), done.stdout.strip())
-    return None
+    Raises:
+        ConfigError: no variable names a place, and the user has no home.
+    """
+    cache = os.environ.get("SMOE_CACHE")
+    if cache:
+        return Path(cache) / "kernels"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smoe-hpc" / "kernels"
+    except RuntimeError:
+        raise ConfigError("no home folder to keep compiled kernels in (HOME is not set); set SMOE_CACHE to a folder") from None
 
 
 # -- where a library is ----------------------------------------------------------------------------------------------------
@@ -127,6 +101,15 @@ def _made_by(compiler: Compiler | None) -> str:
     return f"{_digest(compiler)}*.so" if compiler else "*.so"
 
 
+def libraries_there() -> tuple[list[Path], list[Path]]:
+    """The libraries that would serve this processor, and GPUs, without compiling.
+
+    Raises:
+        ConfigError: there is no folder for them, or ``$CXX`` is no command.
+    """
+    return sorted(_cpu_folder().glob(_made_by(find_cxx()))), sorted(_cuda_folder().glob(_made_by(find_nvcc())))
+
+
 def _serves(library: Path, capability: int) -> bool:
     """Whether a library named ``<compiler>-80-86-90`` has code for a GPU."""
     built = {int(number) for number in library.stem.split("-")[1:]}
@@ -143,6 +126,7 @@ def build_cpu() -> Path:
     """The CPU's library, compiled if it is not there.
 
     Raises:
+        ConfigError: the folder cannot be written, or ``$CXX`` is no command.
         RunError: no compiler, or it fails.
     """
     compiler, folder = find_cxx(), _cpu_folder()
@@ -160,7 +144,7 @@ def build_cpu() -> Path:
         _run([*found.command, "-shared", "-Wl,--no-undefined", "-o", str(library), *map(str, sorted(work.glob("*.o")))])
 
     what = f"compiling kernels for this processor with {compiler.command[0]}"
-    return make_once(folder / f"{_digest(compiler)}.so", compile_into, lambda: _say(f"{what}, into {folder}"))
+    return _make(folder / f"{_digest(compiler)}.so", compile_into, what)
 
 
 def build_cuda(capabilities: Sequence[int]) -> Path:
@@ -169,7 +153,7 @@ def build_cuda(capabilities: Sequence[int]) -> Path:
     Above 90 it holds intermediate code, which the driver translates for the GPU it finds.
 
     Raises:
-        ConfigError: a capability below 80.
+        ConfigError: a capability below 80, or a folder that cannot be written.
         RunError: no compiler, or it fails.
     """
     targets = sorted({min(capability, NEWEST_GPU + 10) for capability in capabilities})
@@ -196,7 +180,7 @@ def build_cuda(capabilities: Sequence[int]) -> Path:
     named = ", ".join(f"{target // 10}.{target % 10}" if target <= NEWEST_GPU else "later" for target in targets)
     what = f"compiling kernels for GPUs of compute capability {named} with {compiler.command[0]} (minutes)"
     name = "-".join([_digest(compiler), *map(str, targets)])
-    return make_once(folder / f"{name}.so", compile_into, lambda: _say(f"{what}, into {folder}"))
+    return _make(folder / f"{name}.so", compile_into, what)
 
 
 def _code_for(target: int) -> str:
@@ -205,13 +189,28 @@ def _code_for(target: int) -> str:
     return f"-gencode=arch=compute_{target},code=sm_{target}"
 
 
+def _make(library: Path, compile_into: Callable[[Path, Path], None], what: str) -> Path:
+    try:
+        return make_once(library, compile_into, lambda: _say(f"{what}, into {library.parent}"))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(
+            f"kernels cannot be written into {library.parent} ({reason}); free space, or set SMOE_CACHE to another folder"
+        ) from None
+
+
 def _compile(compiler: Compiler, jobs: dict[Path, tuple[str, ...]], work: Path) -> None:
     """Every source with its flags into an object file in ``work``, a few at a time."""
     commands = [
         [*compiler.command, *flags, "-c", "-o", str(work / f"{source.stem}.o"), str(source)] for source, flags in jobs.items()
     ]
-    with ThreadPoolExecutor(max_workers=min(_MOST_JOBS, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(max_workers=min(_MOST_JOBS, _cores())) as pool:
         list(pool.map(_run, commands))
+
+
+def _cores() -> int:
+    """Those of this process, where the system tells them apart from all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(command: list[str]) -> None:
@@ -250,12 +249,32 @@ def _cuda_library(capability: int) -> Path | None:
     return _or_warn("CUDA", lambda: build_cuda([capability]))
 
 
-def _or_warn(which: str, build: Callable[[], Path]) -> Path | None:
+def load(library: Path) -> ctypes.CDLL:
+    """The library in this process.
+
+    Raises:
+        RunError: it cannot be loaded: no whole library, or in a folder that programs may not run from.
+    """
     try:
-        return build()
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise RunError(
+            f"{library} cannot be loaded ({str(error).removeprefix(f'{library}: ')}); delete the file, so that it is compiled "
+            "anew, or set SMOE_CACHE to a folder whose file system lets programs run (no noexec)"
+        ) from None
+
+
+def load_or_warn(which: str, library: Path) -> ctypes.CDLL | None:
+    """`load`; None, after a warning, where the library cannot be loaded."""
+    return _or_warn(which, lambda: load(library), "loaded")
+
+
+def _or_warn(which: str, get: Callable[[], T], done: str = "compiled") -> T | None:
+    try:
+        return get()
     except (RunError, ConfigError, OSError) as error:
         warnings.warn(
-            f"the {which} kernels cannot be compiled, the slower torch form serves: {error}\n"
+            f"the {which} kernels cannot be {done}, the slower torch form serves: {error}\n"
             "(`smoe-hpc kernels build` compiles them ahead; SMOE_KERNELS=torch asks for the torch form)",
             stacklevel=4,
         )

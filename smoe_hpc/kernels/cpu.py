@@ -148,7 +148,9 @@ def _library() -> Any:
     path = build.cpu_library()
     if path is None:
         return None
-    library = ctypes.CDLL(str(path))
+    library = build.load_or_warn("CPU", path)
+    if library is None:
+        return None
     library.smoe_cpu_forward.argtypes = [*_SIZES, *_MAP, ctypes.c_void_p, *_MAP]
     library.smoe_cpu_backward.argtypes = [*_SIZES, *_MAP, *_MAP, ctypes.c_void_p, *_MAP, ctypes.c_void_p]
     library.smoe_cpu_use_threads.argtypes = [ctypes.c_void_p]

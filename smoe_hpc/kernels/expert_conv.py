@@ -28,7 +28,8 @@ def expert_conv2d(
     Args:
         x: [B, C, H, W]; float32, float64, bfloat16 or float16.
         weight: [N, F, C, k, k], k odd.
-        indices: [K, H, W] or [B, K, H, W], int64 or int32 in 0..N-1; on a GPU all different at a pixel.
+        indices: [K, H, W] or [B, K, H, W], int64 or int32 in 0..N-1; on a GPU all different at a pixel. A GPU's are looked
+            at once, in eager mode only: in a compiled or captured graph they have to be right.
         padding: "zeros", "periodic_longitude" or "sphere"; see :func:`smoe_hpc.kernels.padding.pad`.
         plan: tensors of the plan of these indices, which a GPU's kernels use; without them one is made in every call.
 
@@ -37,12 +38,13 @@ def expert_conv2d(
         in the memory format of ``x``.
 
     Raises:
-        ConfigError: shapes that do not go together, input and weights of different dtypes outside autocast, tensors on
-            several devices, or (on a CPU) indices out of range.
+        ConfigError: shapes that do not go together, other types, input and weights of different types that autocast does
+            not bring together, sparse tensors, tensors on several devices, indices out of range, or on a GPU an expert that
+            a pixel selects twice.
     """
     device = x.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         x, weight = ops.autocast(x, weight, device)
     elif x.dtype != weight.dtype:
-        raise ConfigError(f"input is {x.dtype}, weights are {weight.dtype}; convert one of them, or use torch.autocast")
+        raise ConfigError(ops.types_message(x, weight))
     return ops.expert_conv2d(x, weight, indices, padding, plan)

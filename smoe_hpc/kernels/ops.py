@@ -90,7 +90,18 @@ class _ExpertConv(torch.autograd.Function):
 # -- what cannot be --------------------------------------------------------------------------------------------------------
 
 
+def types_message(x: Tensor, weight: Tensor) -> str:
+    """What is wrong with the types of input and weights that do not go together."""
+    found = f"input is {x.dtype}, weights are {weight.dtype}"
+    if x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
+        return f"{found}; give both as torch.float32, torch.float64, torch.bfloat16 or torch.float16"
+    if torch.float64 in (x.dtype, weight.dtype):
+        return f"{found}; convert one of them: torch.autocast leaves float64 alone"
+    return f"{found}; convert one of them, or use torch.autocast"
+
+
 def _check(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> None:
+    _check_dense(("input", x), ("weights", weight), ("indices", indices))
     if x.dim() != 4 or weight.dim() != 5 or indices.dim() not in (3, 4):
         raise ConfigError(
             f"input {list(x.shape)}, weight {list(weight.shape)}, indices {list(indices.shape)}: give [B, C, H, W], "
@@ -111,11 +122,27 @@ def _check(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> None:
     if indices.dtype not in (torch.int64, torch.int32):
         raise ConfigError(f"indices are {indices.dtype}; give torch.int64 or torch.int32")
     if x.dtype not in _DTYPES or (weight.dtype != x.dtype and (weight.dtype, x.itemsize) != (torch.float32, 2)):
-        raise ConfigError(f"input is {x.dtype}, weights are {weight.dtype}; convert one of them, or use torch.autocast")
+        raise ConfigError(types_message(x, weight))
     if not x.device == weight.device == indices.device:
         raise ConfigError(
             f"input is on {x.device}, weights on {weight.device}, indices on {indices.device}; move them to one device"
         )
+
+
+def _check_dense(*tensors: tuple[str, Tensor]) -> None:
+    for what, tensor in tensors:
+        if tensor.layout != torch.strided:
+            raise ConfigError(f"{what} {list(tensor.shape)}: {tensor.layout} is not served; give a dense tensor (to_dense)")
+
+
+def _check_gradient(g: Tensor, x: Tensor, weight: Tensor, indices: Tensor) -> None:
+    """Of arguments that :func:`_check` has found right."""
+    _check_dense(("gradient", g))
+    expected = [x.shape[0], indices.shape[-3] * weight.shape[1], *x.shape[2:]]
+    if list(g.shape) != expected:
+        raise ConfigError(f"gradient {list(g.shape)} does not fit the output {expected}; give one of its shape")
+    if g.device != x.device:
+        raise ConfigError(f"gradient is on {g.device}, input on {x.device}; move them to one device")
 
 
 # -- registration ----------------------------------------------------------------------------------------------------------
@@ -132,6 +159,8 @@ def _registered_forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str
 def _registered_backward(
     g: Tensor, x: Tensor, weight: Tensor, indices: Tensor, padding: str, plan: Sequence[Tensor], *needs: bool
 ) -> tuple[Tensor, Tensor]:
+    _check(x, weight, indices, padding)
+    _check_gradient(g, x, weight, indices)
     dx, dw = dispatch.backward(g, x, weight, indices, padding, dispatch.prepare(x, weight, indices, padding, plan), *needs)
     return x.new_empty(0) if dx is None else dx, weight.new_empty(0) if dw is None else dw
 
@@ -151,6 +180,8 @@ def _fake_backward(
     needs_x: bool,
     needs_weight: bool,
 ) -> tuple[Tensor, Tensor]:
+    _check(x, weight, indices, padding)
+    _check_gradient(g, x, weight, indices)
     layout = dispatch.memory_format(x)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout) if needs_x else x.new_empty(0)
     return dx, weight.new_empty(weight.shape if needs_weight else 0)

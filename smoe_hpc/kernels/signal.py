@@ -123,10 +123,13 @@ def route_signal(
 ) -> tuple[Tensor, Tensor]:
     """The identity in forward; the gate's gradient and damping in backward.
 
+    Shapes and devices are looked at, and nothing that would wait for a device: indices are those of an expert_conv2d, which
+    has looked at their numbers.
+
     Args:
         y: [B, K F, H, W], the layer's output.
         values: gate values that the routing loss classifies: [N, H, W], [B, N, H, W], or the pixels that this process
-            owns of them; None where nothing is to be learned from it.
+            owns of them, N above K; None where nothing is to be learned from it.
         indices: [K, H, W] or [B, K, H, W], the selection that made y.
         rules: quantile, tolerances, factor.
         filters: F.
@@ -140,10 +143,73 @@ def route_signal(
         y and the zero-valued scalar that carries the scale. What is returned for y lies in the memory of ``y`` and may be
         changed in place; ``y`` itself is then not to be read any more. Autograd refuses the change where an operation
         before has kept y for its backward, and where y is a leaf.
+
+    Raises:
+        ConfigError: shapes that do not go together, or tensors on several devices; of what ``collect`` returns, in backward.
     """
+    _check(y, values, indices, filters, before_weighting, error_divisor)
+    if values is not None and collect is _everything:  # others say in backward which pixels' indices these values go with
+        _check_values(values, indices, y.shape[0])
     return _RouteSignal.apply(
         y, values, indices, rules, filters, before_weighting, error_divisor, metrics or SignalMetrics(), collect
     )
+
+
+# -- what cannot be --------------------------------------------------------------------------------------------------------
+
+
+def _check(
+    y: Tensor,
+    values: Tensor | None,
+    indices: Tensor,
+    filters: int,
+    before_weighting: Tensor | None,
+    error_divisor: Tensor | None,
+) -> None:
+    if y.dim() != 4 or indices.dim() not in (3, 4) or filters < 1:
+        raise ConfigError(
+            f"output {list(y.shape)}, indices {list(indices.shape)}, filters={filters}: give [B, K F, H, W], [K, H, W] or "
+            "[B, K, H, W], and at least 1"
+        )
+    expected = [indices.shape[-3] * filters, *indices.shape[-2:]]
+    if list(y.shape[1:]) != expected or (indices.dim() == 4 and indices.shape[0] not in (1, y.shape[0])):
+        raise ConfigError(
+            f"output {list(y.shape)} is not of indices {list(indices.shape)} with filters={filters}: give the indices that "
+            f"made it, [K, H, W] or [B, K, H, W] for [B, K {filters}, H, W]"
+        )
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise ConfigError(f"indices are {indices.dtype}; give torch.int64 or torch.int32")
+    if before_weighting is not None and before_weighting.shape != y.shape:
+        raise ConfigError(f"before_weighting {list(before_weighting.shape)}: give the shape of the output, {list(y.shape)}")
+    if error_divisor is not None and error_divisor.shape != y.shape[2:]:
+        raise ConfigError(f"error_divisor {list(error_divisor.shape)}: give one number a pixel, {list(y.shape[2:])}")
+    others = {"values": values, "indices": indices, "before_weighting": before_weighting, "error_divisor": error_divisor}
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != y.device:
+            raise ConfigError(f"output is on {y.device}, {name} on {tensor.device}; move them to one device")
+
+
+def _check_values(values: Tensor, indices: Tensor, batch: int) -> None:
+    selected, *grid = indices.shape[-3:]
+    experts, *pixels = values.shape[-3:] if values.dim() in (3, 4) else (0,)
+    if pixels != grid or experts <= selected or (values.dim() == 4 and values.shape[0] != batch):
+        raise ConfigError(
+            f"values {list(values.shape)} do not fit indices {list(indices.shape)}: give [N, {grid[0]}, {grid[1]}] or "
+            f"[{batch}, N, {grid[0]}, {grid[1]}], N above {selected}, or None to learn nothing"
+        )
+
+
+def _check_collected(counts: Tensor, indices: Tensor, values: Tensor, batch: int) -> None:
+    _check_values(values, indices, batch)
+    each = [batch] if values.dim() == 4 or indices.dim() == 4 else []
+    if list(counts.shape) != [*each, *indices.shape[-3:]] or (indices.dim() == 4 and indices.shape[0] not in (1, batch)):
+        raise ConfigError(
+            f"collect returned counts {list(counts.shape)}, indices {list(indices.shape)} and a batch of {batch} for values "
+            f"{list(values.shape)}: give counts {[*each, *indices.shape[-3:]]}"
+        )
+
+
+# -- the function ----------------------------------------------------------------------------------------------------------
 
 
 class _RouteSignal(torch.autograd.Function):
@@ -191,5 +257,6 @@ class _RouteSignal(torch.autograd.Function):
         grad_values = None
         if learns:
             counts, indices, batch = ctx.collect(counts.to(values.dtype), indices, grad.shape[0])
+            _check_collected(counts, indices, values, batch)
             grad_values, metrics.routing_loss = gate_gradient(values, counts, indices, scale, batch, rules.gate_share)
         return damped if damps else grad, grad_values, None, *nothing

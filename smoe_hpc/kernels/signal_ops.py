@@ -150,10 +150,9 @@ def _gate_gradient(
     experts_dim = values.dim() - 3
     num_experts, selected = values.shape[experts_dim], indices.shape[-3]
     counts, indices = counts.to(values.dtype), indices.to(torch.int64)
-    if values.dim() == 4:
-        indices, of_each = indices.expand(batch, -1, -1, -1), 1
-    else:
-        of_each = batch
+    of_each = 1 if values.dim() == 4 else batch
+    if counts.dim() == 4:
+        indices = indices.expand(batch, -1, -1, -1)
     if counts.dim() > values.dim():  # samples have their own choice, the values are shared: add up their labels
         wrong = (selected - counts.sum(1)).sum(0)
         own = torch.zeros_like(values)

@@ -7,6 +7,9 @@ Two forms give the same result. *Dense*: all N F filters everywhere, then a gath
 one well-tuned library call. *Per pixel*: each tap of the filter is a map [K F, H, W] of gathered weights, multiplied with
 the shifted input; only useful work, but one pass over the output for each of the C k k taps, so for few channels on a CPU
 alone.
+
+On a CPU 16-bit types are computed in float32 and rounded once: torch rounds after each tap, which with hundreds of taps costs
+all but a digit, and in a convolution's gradients more than once.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ _FEW_TAPS = 64  # C K F up to which the per-pixel form is the faster one on a CP
 
 def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str) -> Tensor:
     """[B, K F, H, W] of x [B, C, H, W], weight [N, F, C, k, k] and indices [K, H, W] or [B, K, H, W]."""
+    if _rounds_often(x):
+        return forward(x.float(), weight.to(x.dtype).float(), indices, padding).to(x.dtype)
     padded, weight = pad(x, weight.shape[-1], padding), weight.to(x.dtype)
     if _per_pixel_is_faster(x.shape, weight, indices):
         return _per_pixel(padded, weight, indices)
@@ -38,6 +43,10 @@ def backward(
     g: Tensor, x: Tensor, weight: Tensor, indices: Tensor, padding: str, needs_x: bool, needs_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients to x and weight, where they are needed, from g [B, K F, H, W]."""
+    if _rounds_often(x):
+        wide = g.float(), x.float(), weight.to(x.dtype).float()
+        dx, dw = backward(*wide, indices, padding, needs_x, needs_weight)
+        return None if dx is None else dx.to(x.dtype), None if dw is None else dw.to(weight.dtype)
     size = weight.shape[-1]
     padded, cast = pad(x, size, padding), weight.to(x.dtype)
     if _per_pixel_is_faster(x.shape, weight, indices):
@@ -70,6 +79,11 @@ def fold(padded: Tensor, kernel_size: int, padding: str) -> Tensor:
         inner[..., :r, :] += south
         inner[..., -r:, :] += north
     return inner
+
+
+def _rounds_often(x: Tensor) -> bool:
+    """Whether torch would keep sums in the 16 bits of this tensor: a GPU's library keeps them in float32."""
+    return x.itemsize == 2 and x.device.type == "cpu"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The benchmark of the layer: its cases, clocks, tables and command, and what its figures are made of."""
+"""The benchmark of the layer: its cases, clocks and tables, and what its figures are made of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
 from smoe_hpc.bench import layer
 from smoe_hpc.bench.layer import RIVALS, Scope, attempt, layer_study
@@ -19,11 +18,10 @@ from smoe_hpc.bench.layer_case import Case, Shape
 from smoe_hpc.bench.layer_lines import OURS, OURS_DETERMINISTIC, Line, Study
 from smoe_hpc.bench.layer_ours import deterministic, make_inputs, plan_of, runs_tiles
 from smoe_hpc.bench.layer_profile import profile
-from smoe_hpc.bench.layer_rivals import Call, quiet_compiler
+from smoe_hpc.bench.layer_rivals import Call, Inputs, quiet_compiler
 from smoe_hpc.bench.layer_routing import gate_values
 from smoe_hpc.bench.layer_tables import problems, tables
 from smoe_hpc.bench.layer_timing import Clock, Timing, first_line
-from smoe_hpc.cli import app
 from smoe_hpc.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -69,6 +67,28 @@ def test_the_study_measures_every_way_and_part():
     made = tables(study)
     assert [len(rows) for _, _, rows in made] == [16, 16, 4]
     assert all(len(row) == len(columns) for _, columns, rows in made for row in rows)
+
+
+def test_whoever_ends_it_loses_only_the_measurement_that_runs(monkeypatch: pytest.MonkeyPatch):
+    kept: list[dict] = []
+    calls = 0
+
+    def last_rival(part: str, inputs: Inputs) -> Call:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return lambda: None
+
+    monkeypatch.setitem(layer.RIVALS, "plain convolution", last_rival)
+    scope = Scope((Case(TINY),), ("forward", "backward"), ("published", "plain convolution"), (False,), **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        layer_study(scope, lambda line: None, lambda study: kept.append(study.as_dict()))
+    assert [len(so_far["lines"]) for so_far in kept] == [1, 2, 3, 4, 5, 6]
+    assert [set(line["times"]) for line in kept[1]["lines"]] == [set(), set()]
+    ours, *_, plain = kept[-1]["lines"]
+    assert (plain["way"], plain["part"]) == ("plain convolution", "forward")
+    assert set(ours["times"]) == {"published", "plain"}
 
 
 def test_what_fails_gives_a_line():
@@ -178,47 +198,29 @@ def test_the_deterministic_mode_is_left_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"parts": ("sideways",)}, {"rivals": ("conv",)}, {"dtype": "int8"}, {"device": "cuda"}], ids=str
+    ("wrong", "message"),
+    [
+        ({"parts": ("sideways",)}, "part 'sideways' is not known"),
+        ({"rivals": ("conv",)}, "rival 'conv' is not known"),
+        ({"dtype": "int8"}, "type 'int8' is not known"),
+        ({"padding": "ones"}, "padding 'ones' is not known; choose among zeros"),
+        ({"padding": "sphere", "cases": (Case(replace(TINY, grid=(6, 7))),)}, "grid 6x7 needs an even number of columns"),
+        ({"device": "gpu"}, "device 'gpu' is not known"),
+        ({"device": "meta"}, "device 'meta': .* on cpu and cuda only"),
+        ({"device": "cuda:99"}, "device 'cuda:99': torch sees"),
+        ({"compiler_log": Path("/proc/none/log")}, "--compiler-log /proc/none/log: cannot be written"),
+    ],
+    ids=str,
 )
-def test_a_scope_that_cannot_be_is_refused(wrong: dict):
-    if wrong == {"device": "cuda"} and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    with pytest.raises(ConfigError):
-        Scope((Case(TINY),), **{**QUICK, **wrong})
+def test_a_scope_that_cannot_be_is_refused(wrong: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        Scope(**{**QUICK, "cases": (Case(TINY),), **wrong})
 
 
-# -- the command -----------------------------------------------------------------------------------------------------
-
-
-def command(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["bench", "layer", "--device", "cpu", *arguments], prog_name="smoe-hpc")
-
-
-def test_the_command_prints_tables_and_writes_figures(tmp_path: Path):
-    file = tmp_path / "figures.json"
-    options = ["--case", "B2 C3 6x8 N5 K2 F2", "--parts", "forward,backward", "--rivals", "dense,plain", "--threads", "1"]
-    done = command(*options, "--deterministic", "off", "--repeats", "5", "--seconds", "0", "--json", str(file))
-    assert done.exit_code == 0, done.output
-    assert "B2 C3 6x8 N5 K2 F2 smooth: a tile needs" in done.output
-    figures = json.loads(file.read_text())
-    assert {(line["way"], line["part"]) for line in figures["lines"]} == {
-        ("ours", "select"),
-        *((way, part) for way in ("ours", "conv + gather", "plain convolution") for part in ("forward", "backward")),
-    }
-    assert figures["machine"]["dtype"] == "float32"
-    assert figures["matrix_tflops"] > 0
-
-
-@pytest.mark.parametrize(
-    "options",
-    [["--rivals", "torch"], ["--deterministic", "maybe"], ["--selection", "all"], ["--case", "4x4"], ["--profile"]],
-    ids=" ".join,
-)
-def test_the_command_refuses_in_one_line(options: list[str]):
-    done = command(*options)
-    assert done.exit_code == 2
-    assert done.output.startswith("error: ")
-    assert done.output.count("\n") == 1
+def test_a_switch_that_is_not_known_is_found_out_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SMOE_KERNELS", "fast")
+    with pytest.raises(ConfigError, match="native or torch"):
+        Scope((Case(TINY),), **QUICK)
 
 
 # -- on a GPU --------------------------------------------------------------------------------------------------------

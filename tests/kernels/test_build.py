@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from smoe_hpc.cli import app
 from smoe_hpc.errors import ConfigError, RunError
 from smoe_hpc.kernels import build
 from smoe_hpc.kernels.once import make_once
@@ -137,6 +139,52 @@ def test_a_compiler_that_fails_is_quoted_and_torch_serves(compiler: build.Compil
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
+def leave_an_empty_library(compiler: build.Compiler) -> Path:
+    """As a full disk leaves it, or a copy that broke off."""
+    path = build._cpu_folder() / f"{build._digest(compiler)}.so"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return path
+
+
+def test_a_library_that_cannot_be_loaded_is_named_and_torch_serves(
+    compiler: build.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SMOE_CACHE", str(tmp_path))
+    library = leave_an_empty_library(compiler)
+    found, said = output(CONVOLVE + CONVOLVE)
+    assert found == 2 * output(CONVOLVE, SMOE_KERNELS="torch")[0]
+    assert said.count("UserWarning") == 1
+    assert f"{library} cannot be loaded (file too short); delete the file" in said
+    assert "set SMOE_CACHE" in said
+
+
+def test_a_cuda_library_that_cannot_be_loaded_leaves_torch_to_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from smoe_hpc.kernels.cuda import library
+
+    (tmp_path / "c-90.so").touch()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(build, "cuda_library", lambda capability: tmp_path / "c-90.so")
+    with pytest.warns(UserWarning, match=r"CUDA kernels cannot be loaded.*c-90\.so cannot be loaded"):
+        assert library._load(0) is None
+
+
+def test_a_user_without_a_home_is_told_of_the_cache(monkeypatch: pytest.MonkeyPatch):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("SMOE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ConfigError, match="set SMOE_CACHE to a folder"):
+        build.kernels_folder()
+
+
+def test_a_system_that_does_not_tell_a_process_its_cores(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert build._cores() == os.cpu_count()
+
+
 def test_a_library_made_elsewhere_serves_where_there_is_no_compiler(
     compiler: build.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -220,10 +268,6 @@ def test_cuda_code_for_each_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_verb_builds_and_says_where(compiler: build.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from typer.testing import CliRunner
-
-    from smoe_hpc.cli import app
-
     monkeypatch.setenv("SMOE_CACHE", str(tmp_path))
     done = CliRunner().invoke(app, ["kernels", "build", "--no-cuda"])
     assert done.exit_code == 0, done.output
@@ -233,5 +277,24 @@ def test_the_verb_builds_and_says_where(compiler: build.Compiler, tmp_path: Path
     assert refused.exit_code == 2
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
     monkeypatch.setenv("SMOE_CACHE", str(tmp_path / "empty"))
-    assert CliRunner().invoke(app, ["kernels", "build", "--no-cuda"]).exit_code == 0  # nothing to build it with, and said
+    nothing = CliRunner().invoke(app, ["kernels", "build", "--no-cuda"])
+    assert (nothing.exit_code, "no kernels were built" in nothing.output) == (2, True)
     assert CliRunner().invoke(app, ["kernels", "build", "--cpu", "--no-cuda"]).exit_code == 2
+
+
+def test_the_verb_refuses_in_one_line(compiler: build.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused() -> str:
+        done = CliRunner().invoke(app, ["kernels", "build", "--no-cuda"])
+        assert (done.exit_code, done.output.count("\n")) == (2, 1)
+        assert done.output.startswith("error: ")
+        return done.output
+
+    (tmp_path / "file").touch()
+    for cache in (str(tmp_path / "file"), "/proc/none"):
+        monkeypatch.setenv("SMOE_CACHE", cache)
+        assert "set SMOE_CACHE to another folder" in refused()
+    monkeypatch.setenv("SMOE_CACHE", str(tmp_path / "cache"))
+    leave_an_empty_library(compiler)
+    assert "cannot be loaded (file too short)" in refused()
+    monkeypatch.setenv("CXX", '"')
+    assert "CXX=" in refused()

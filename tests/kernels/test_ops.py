@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels import build, expert_conv2d, ops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +120,38 @@ def test_outputs_lie_in_memory_as_the_input(form: str):
     (grad,) = torch.autograd.grad(y.square().sum(), last)
     assert grad.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(grad, torch.autograd.grad(expected.square().sum(), x)[0])
+
+
+WRONG: list[tuple[dict[str, object], str]] = [
+    ({"g": torch.zeros(1, 4, 3, 3)}, r"gradient \[1, 4, 3, 3\] does not fit the output \[2, 4, 5, 6\]; give one of its shape"),
+    ({"g": torch.zeros(2, 3, 5, 6)}, r"gradient \[2, 3, 5, 6\] does not fit"),
+    ({"g": torch.zeros(4, 5, 6)}, r"gradient \[4, 5, 6\] does not fit"),
+    ({"g": torch.zeros(2, 4, 5, 6, device="meta")}, "gradient is on meta, input on cpu; move them to one device"),
+    ({"x": torch.zeros(2, 3, 5, 6)}, "does not fit an input of 3 channels"),
+    ({"padding": "reflect"}, "padding='reflect' is not known; choose one of zeros"),
+]
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("change", "message"), WRONG)
+def test_a_backward_of_what_does_not_go_together_is_refused(
+    form: str, change: dict[str, object], message: str, needs: tuple[bool, bool]
+):
+    x, weight, indices = a_case(dtype=torch.float32, grad=False)
+    good = {"g": torch.zeros(2, 4, 5, 6), "x": x, "weight": weight, "indices": indices, "padding": "zeros"}
+    assert BACKWARD(*good.values(), [], *needs)[0].shape == (x.shape if needs[0] else (0,))
+    with pytest.raises(ConfigError, match=message):
+        BACKWARD(*{**good, **change}.values(), [], *needs)
+
+
+@pytest.mark.parametrize(("change", "message"), [wrong for wrong in WRONG if "meta" not in wrong[1]])
+def test_a_traced_backward_is_refused_too(change: dict[str, object], message: str):
+    x, weight, indices = a_case(dtype=torch.float32, grad=False)
+    wrong = {"g": torch.zeros(2, 4, 5, 6), "x": x, "weight": weight, "indices": indices, "padding": "zeros", **change}
+    with torch._subclasses.FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(value) if isinstance(value, Tensor) else value for value in wrong.values()]
+        with pytest.raises(ConfigError, match=message):
+            BACKWARD(*fakes, [], True, True)
 
 
 # -- threads ---------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def findings() -> list[doctor.Finding]:
 
 def test_everything_is_looked_for(findings: list[doctor.Finding]) -> None:
     names = {finding.name.split()[0] for finding in findings}
-    wanted = "Python cores memory disk torch GPU NCCL DeepSpeed MPI Slurm C++ ninja nvcc HDF5 DALI GRIB"
+    wanted = "Python cores memory disk torch GPU NCCL DeepSpeed MPI Slurm C++ ninja nvcc kernels HDF5 DALI GRIB"
     assert names == set(wanted.split())
     assert all(finding.value and finding.use for finding in findings)
     for name in ("Python", "torch", "DeepSpeed", "HDF5"):
@@ -68,7 +68,7 @@ def test_two_mpis_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     def first_line(*command: str) -> str:
         return "mpirun (Open MPI) 4.1.4" if command[0] == "mpirun" else "MPICH Version: 5.0.2"
 
-    monkeypatch.setattr(doctor, "_first_line", first_line)
+    monkeypatch.setattr(doctor, "first_line", first_line)
     assert doctor._mpi().state == "problem"
     assert "two different MPIs" in doctor._mpi().use
 

@@ -78,7 +78,9 @@ def _load(device: int) -> ctypes.CDLL | None:
     path = build.cuda_library(10 * major + minor)
     if path is None:
         return None
-    library = ctypes.CDLL(str(path))
+    library = build.load_or_warn("CUDA", path)
+    if library is None:
+        return None
     library.smoe_error_string.restype = ctypes.c_char_p
     return library
 
