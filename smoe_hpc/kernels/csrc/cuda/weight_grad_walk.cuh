@@ -28,7 +28,7 @@ struct Task {
   int slot_pitch;         // bytes of a pixel's slots in shared memory; 0: they are read from the plan
   int parts, groups_log;  // parts of 128 channels of g; 2^groups_log groups of 8 rows are one pixel, if batch is 8 or more
   int x_stages, g_stages, raw_stages, x_at, g_at, raw_at;  // sizes and places of the rings in shared memory
-  uint32_t filter_magic;                                               // ceil(2^32 / F)
+  uint32_t filter_magic;                                   // ceil(2^32 / F)
 };
 
 // i / F for i < 2^32 / F.
