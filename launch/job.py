@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from smoe_hpc.launch.ranks import PSEUDO_STEP_IDS
 
 _SECONDS = 60  # a busy controller may take that long to answer
+# Slurm sends SIGTERM to every process of a job that it requeues: to the one that asked it as well, before it has the answer
+_REQUEUE = ("sh", "-c", 'trap "" TERM; exec scontrol requeue "$1"', "sh")
 _LEAVING = "it is leaving, and Slurm decides what follows (a requeued job goes on by itself)"
 
 
@@ -81,7 +83,7 @@ def requeue_if_running(environ: Mapping[str, str]) -> Requeue:
     if state != "RUNNING":
         return Requeue(False, f"job {job} is {state or 'unknown to Slurm'}: {_LEAVING}")
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SECONDS)
+        done = subprocess.run([*_REQUEUE, job], capture_output=True, text=True, timeout=_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Requeue(False, f"job {job} could not be requeued ({error}); submit it again")
     if done.returncode:

@@ -7,6 +7,7 @@ write the same curve and the same scores, to the bit.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -105,7 +106,8 @@ def test_a_job_that_is_taken_away_twice_ends_the_same(
     slurm: Slurm, reference: Reference, environment_script: str, tmp_path: Path
 ) -> None:
     """Asked to save while it starts, and requeued from outside in the middle of training."""
-    variables = {**SYNTHETIC, "SMOE_ENV": environment_script, "SMOE_ROOT": str(ROOT), "SMOE_DATA": str(reference.data)}
+    variables = {**SYNTHETIC, "SMOE_ENV": slow_scontrol(environment_script, tmp_path), "SMOE_ROOT": str(ROOT)}
+    variables["SMOE_DATA"] = str(reference.data)
     job = slurm.sbatch(SCRIPT, tmp_path, SMOE_ARGS=f"{ARGS} loader.front=plain", **variables)
     run, log = tmp_path / "runs" / NAME, tmp_path / "log"
     wait_until((run / "lock").exists, 90, lambda: log.read_text() if log.exists() else "no log")
@@ -232,6 +234,17 @@ def test_what_is_missing_is_one_line_within_seconds(slurm: Slurm, environment_sc
         assert len(lines) == 1, lines
         assert lines[0].startswith(f"error: {words}")
         assert "SMOE_" in lines[0]
+
+
+def slow_scontrol(environment_script: str, folder: Path) -> str:
+    """An environment in which Slurm does at once what scontrol asks for, and scontrol ends two seconds later."""
+    slow = folder / "bin" / "scontrol"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\n{shutil.which("scontrol")} "$@" || exit\n[ "$1" != requeue ] || sleep 2\n')
+    slow.chmod(0o755)
+    script = folder / "activate.sh"
+    script.write_text(f'{Path(environment_script).read_text()}export PATH="{slow.parent}:$PATH"\n')
+    return str(script)
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, slurm: Slurm) -> None:
