@@ -96,7 +96,7 @@ def same(one: Batch, other: Batch) -> bool:
     return all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
 
 
-def wait_until(condition, seconds: float = 10.0) -> bool:  # type: ignore[no-untyped-def]
+def wait_until(condition, seconds: float = 30.0) -> bool:  # type: ignore[no-untyped-def]
     """Whether something comes true in time."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:

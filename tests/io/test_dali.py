@@ -225,7 +225,7 @@ def test_workers_outlive_signals_of_the_job_but_not_their_parent(make_store):
         assert json.loads(process.stdout.readline()) == batch
     assert all(map(alive, workers))
     process.send_signal(signal.SIGTERM)  # nobody is there to tidy up
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM
     assert wait_until(lambda: not any(map(alive, workers)))
     assert wait_until(lambda: not Path(folder).exists())
