@@ -166,6 +166,7 @@ def test_threads_end_with_the_iterator_and_the_loader(make_store, end, workers):
     if end != "never started":
         next(batches)
         assert reading_threads()
+    started = time.monotonic()
     if end == "close":
         batches.close()
         assert not [thread for thread in reading_threads() if thread.name == THREAD_NAME]
@@ -178,6 +179,7 @@ def test_threads_end_with_the_iterator_and_the_loader(make_store, end, workers):
     gc.collect()
     loader.close()
     assert wait_until(lambda: not reading_threads())
+    assert time.monotonic() - started < 10, "something was waited for; the machine may be busy, though not that busy"
     samples.store.close()
     assert open_files(samples.store.path) == 0
 
