@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.io.layout import nearest
+from smoe_hpc.io.names import known_names
 
 LEVELS = (50, 250, 500, 600, 700, 850, 925)  # hPa
 CONSTANTS = ("land_sea_mask", "orography", "latitude")  # 1 (share of land), m, degrees north
@@ -109,12 +109,12 @@ def channels_of(name: str) -> tuple[Channel, ...]:
     ['z50', 'z925', 't850', 'u700', 'v600', 'q500', 't2m']
     """
     if name not in CHANNEL_SETS:
-        raise DataError(f"there is no set of channels {name!r}; {nearest(name, CHANNEL_SETS)}")
+        raise DataError(f"there is no set of channels {name!r}; {known_names(name, CHANNEL_SETS)}")
     return CHANNEL_SETS[name]
 
 
 def known_channel(name: str) -> Channel | None:
-    """The channel of that name, or None where it is nobody's that we know.
+    """The channel of that name, or None where none is known.
 
     >>> known_channel("z500").units
     'm2 s-2'

@@ -47,6 +47,6 @@ def find_not_finite(fields: np.ndarray, channels: Sequence[str], grid: Grid) -> 
     found = []
     for channel, finite in zip(channels, np.isfinite(fields), strict=True):
         if not finite.all():
-            i, j = (int(place) for place in np.argwhere(~finite)[0])
+            i, j = (int(index) for index in np.argwhere(~finite)[0])
             found.append(NotFinitePlace(channel, float(grid.lat[i]), float(grid.lon[j]), int((~finite).sum())))
     return found

@@ -132,7 +132,7 @@ class Grid:
             how = f"the columns are shifted by {other.lon[0] - self.lon[0]:g} degrees"
         raise DataError(
             f"{what} stands on another grid ({how}): {other.describe()}, expected {self.describe()}; "
-            "regrid or convert it to the expected grid, or choose the recipe made for it"
+            "bring it to the expected grid first, or take data that are all on one"
         )
 
     def describe(self) -> str:

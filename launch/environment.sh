@@ -9,8 +9,7 @@
 #   SMOE_MIN_FREE_MIB   free disk space below which nothing is installed
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-VENV="$(realpath -m "${SMOE_VENV:-$ROOT/.venv}")"
-LOG="${TMPDIR:-/tmp}/smoe-install-$(id -u)-$$.log"
+LOG="$(mktemp -u "${TMPDIR:-/tmp}/smoe-install-XXXXXXXXXXXX.log" 2>/dev/null || true)" # a name that nobody can guess
 TORCH_VERSION=2.13.0
 CUDA_OF_DEFAULT_BUILD=13.0
 NEWEST_PYTHON=14 # torch publishes no builds for a newer 3.x yet
@@ -26,6 +25,11 @@ die() {
     printf 'error: %s\n' "$*" >&2
     exit 2
 }
+
+# shellcheck source-path=SCRIPTDIR
+. "$ROOT/launch/paths.sh"
+expand_paths SMOE_PYTHON SMOE_VENV SMOE_TORCH SMOE_SLURM_DIR
+VENV="$(realpath -m "${SMOE_VENV:-$ROOT/.venv}")"
 
 # quietly DESCRIPTION COMMAND...: runs it, says how long it took; its output goes to the log; returns its status.
 quietly() {
@@ -175,6 +179,13 @@ prepare_venv() {
     exec 9<&-
 }
 
+# may_install: whether pip may install for $PYTHON; a distribution marks its own Python as not pip's (PEP 668).
+may_install() {
+    "$PYTHON" -c 'import os, sys, sysconfig
+marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+sys.exit(sys.prefix == sys.base_prefix and os.path.exists(marker))'
+}
+
 # prepare_given EXTRA...: the user's own interpreter; the checkout is put on its path and not installed into it.
 prepare_given() {
     local missing
@@ -187,6 +198,7 @@ prepare_given() {
         say "$PYTHON has everything"
         return
     fi
+    may_install || die "SMOE_PYTHON=$SMOE_PYTHON is the distribution's own Python, which lacks what is needed and into which pip may not install; name the interpreter of an environment of yours (python3 -m venv ENV, then SMOE_PYTHON=ENV/bin/python), or unset SMOE_PYTHON and .venv is made"
     check_space "$("$PYTHON" -c 'import sys; print(sys.prefix)')"
     if grep '^torch\b' <<<"$missing" >/dev/null; then
         install_torch

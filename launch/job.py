@@ -1,6 +1,6 @@
 """The Slurm job that this process belongs to: its state, and its way back into the queue.
 
-A run that was asked to stop has saved its state and wants to go on. Only a job that Slurm still counts as RUNNING is
+A run that was signalled to stop has saved its state and is to go on. Only a job that Slurm still counts as RUNNING is
 requeued: one that was cancelled must not rise again, one that was preempted is requeued by Slurm itself.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from smoe_hpc.launch.ranks import PSEUDO_STEP_IDS
 
 _SECONDS = 60  # a busy controller may take that long to answer
-# Slurm sends SIGTERM to every process of a job that it requeues: to the one that asked it as well, before it has the answer
+# Slurm sends SIGTERM to every process of a job that it requeues: also to the one that called scontrol, before scontrol returns
 _REQUEUE = ("sh", "-c", 'trap "" TERM; exec scontrol requeue "$1"', "sh")
 _LEAVING = "it is leaving, and Slurm decides what follows (a requeued job goes on by itself)"
 
@@ -46,9 +46,9 @@ def job_id(environ: Mapping[str, str]) -> str | None:
 
 
 def job_state(job: str) -> str | None:
-    """State of a Slurm job as Slurm words it, e.g. "PENDING", "RUNNING", "CANCELLED"; None where nobody knows it.
+    """State of a Slurm job as Slurm words it, e.g. "PENDING", "RUNNING", "CANCELLED"; None where it is unknown.
 
-    Asks squeue, then scontrol (which remembers a job for minutes), then sacct (where there is accounting).
+    Queries squeue, then scontrol (which remembers a job for minutes), then sacct (where there is accounting).
     """
     words = _answer("squeue", "--noheader", "--jobs", job, "--format=%T")
     if words:
@@ -58,6 +58,31 @@ def job_state(job: str) -> str | None:
             return word.removeprefix("JobState=")
     words = _answer("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", "--jobs", job)
     return words[0] if words else None
+
+
+def job_states(jobs: Sequence[str]) -> dict[str, str]:
+    """States of several Slurm jobs, those that somebody knows, with one query for all of them; as `job_state`."""
+    wanted = list(dict.fromkeys(jobs))
+    if len(wanted) < 2:
+        return {job: state for job in wanted if (state := job_state(job)) is not None}
+    found: dict[str, str] = {}
+    for words in _lines("squeue", "--noheader", "--array", f"--jobs={','.join(wanted)}", "--format=%i %T"):
+        if len(words) == 2:
+            found[words[0]] = words[1]
+    if not found.keys() >= set(wanted):
+        for words in _lines("scontrol", "show", "job", "--oneliner"):
+            said = dict(word.split("=", 1) for word in words if "=" in word)
+            if "JobState" in said:
+                whole = f"{said['ArrayJobId']}_{said['ArrayTaskId']}" if "ArrayTaskId" in said else said.get("JobId", "")
+                found.setdefault(whole, said["JobState"])
+    left = [job for job in wanted if job not in found]
+    if left:
+        query = ("--noheader", "--allocations", "--parsable2", "--format=JobID,State", f"--jobs={','.join(left)}")
+        for words in _lines("sacct", *query):
+            job, bar, state = words[0].partition("|")
+            if bar and state:
+                found.setdefault(job, state)
+    return {job: found[job] for job in wanted if job in found}
 
 
 def node_address(node: str) -> str | None:
@@ -93,11 +118,15 @@ def requeue_if_running(environ: Mapping[str, str]) -> Requeue:
 
 def _answer(*command: str) -> Sequence[str]:
     """Words of the first line that a Slurm command prints; none where it is missing, fails or takes too long."""
+    return next(iter(_lines(*command)), [])
+
+
+def _lines(*command: str) -> list[list[str]]:
+    """Words of each line that a Slurm command prints; none where it is missing, fails or takes too long."""
     if shutil.which(command[0]) is None:
         return []
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    return lines[0].split() if lines and done.returncode == 0 else []
+    return [line.split() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []

@@ -22,13 +22,25 @@ ours() {
     grep -qsxF "StateSaveLocation=$folder/controller" "${SLURM_CONF:-}" && grep -qxF ClusterName=smoe "$SLURM_CONF" && echo "$folder"
 }
 
-STATE="$(realpath -m "${SMOE_SLURM_DIR:-$(ours || echo "${TMPDIR:-/tmp}/smoe-slurm-$UID")}")"
+PLACE="${SMOE_SLURM_DIR:-$(ours || echo "${TMPDIR:-/tmp}/smoe-slurm-$UID")}"
+STATE="$(realpath -m "$PLACE")"
 CORES="$(getconf _NPROCESSORS_ONLN)" # nproc obeys OMP_NUM_THREADS
 CONF="$STATE/slurm.conf"
 NODES=(node1 node2)
 PATH="$PATH:/usr/sbin:/sbin" # where the daemons live, which is not on every user's path
 
 note() { say "$@" >&2; }
+
+# check_owner: daemons take keys, programs and process ids from the folder, whose default name others can guess.
+check_owner() {
+    local there
+    for there in "$PLACE" "$STATE"; do
+        [ -e "$there" ] || [ -L "$there" ] || continue
+        [ "$(stat -c %u "$there")" = "$(id -u)" ] || die "$there belongs to $(stat -c %U "$there"): set SMOE_SLURM_DIR to a folder of your own"
+    done
+    [ ! -e "$STATE" ] || [ -z "$(find "$STATE" -maxdepth 0 -perm /022)" ] ||
+        die "others may write in $STATE: set SMOE_SLURM_DIR to another folder, or take their right away (chmod go-w)"
+}
 
 # alive DAEMON: prints the process id of a daemon of ours that runs. An id may have gone to another process since.
 alive() {
@@ -136,9 +148,10 @@ up() {
     refuse_a_cluster
     check_programs
     [ "${#STATE}" -le 90 ] || die "$STATE is too long for the name of a socket: set SMOE_SLURM_DIR to a shorter one"
-    if ! mkdir -p "$STATE/controller" 2>/dev/null || [ ! -w "$STATE" ]; then
+    if ! (umask 077 && mkdir -p "$STATE/controller") 2>/dev/null || [ ! -w "$STATE" ]; then
         die "cannot write in $STATE: set SMOE_SLURM_DIR to another folder"
     fi
+    check_owner # once more: somebody may have made it in between
     export SLURM_CONF="$CONF"
     if ! all_alive; then
         stop_daemons
@@ -202,6 +215,9 @@ status() {
 }
 
 case "${1:-}" in
-up | down | status) "$1" ;;
+up | down | status)
+    check_owner
+    "$1"
+    ;;
 *) die "usage: bash launch/local_slurm.sh up|down|status" ;;
 esac

@@ -47,8 +47,7 @@ class Ranks:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
             raise LaunchError(
-                f"{self.launcher} says rank {self.rank} of {self.world}: ranks count from 0; check how the job was "
-                "started"
+                f"{self.launcher} says rank {self.rank} of {self.world}: ranks count from 0; check how the job was started"
             )
         if not 0 <= self.local_rank < self.local_world <= self.world:
             raise LaunchError(
@@ -57,9 +56,7 @@ class Ranks:
             )
         lowest = 0 if self.world == 1 else 1
         if self.master_port is not None and not lowest <= self.master_port < 65536:
-            raise LaunchError(
-                f"{self.launcher} gives port {self.master_port}: a port lies in 1..65535; set MASTER_PORT"
-            )
+            raise LaunchError(f"{self.launcher} gives port {self.master_port}: a port lies in 1..65535; set MASTER_PORT")
 
 
 def find_ranks(environ: Mapping[str, str]) -> Ranks:
@@ -190,9 +187,7 @@ def _from_slurm(environ: Mapping[str, str]) -> Ranks | None:
         port = _hashed_port(*(environ.get(name, "0") for name in names))
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", str(world))
     local_world = _tasks_on_node(tasks, _number(environ, "SLURM_NODEID", 0))
-    return Ranks(
-        _number(environ, "SLURM_PROCID"), world, _number(environ, "SLURM_LOCALID"), local_world, addr, port, "slurm"
-    )
+    return Ranks(_number(environ, "SLURM_PROCID"), world, _number(environ, "SLURM_LOCALID"), local_world, addr, port, "slurm")
 
 
 def _hashed_port(*words: str) -> int:
@@ -208,9 +203,7 @@ def _tasks_on_node(tasks_per_node: str, node: int) -> int:
             raise LaunchError(f"SLURM_STEP_TASKS_PER_NODE={tasks_per_node!r} cannot be read; start the job with srun")
         counts += [int(match[1])] * int(match[2] or 1)
     if node >= len(counts):
-        raise LaunchError(
-            f"SLURM_NODEID={node} but SLURM_STEP_TASKS_PER_NODE={tasks_per_node!r} names {len(counts)} nodes"
-        )
+        raise LaunchError(f"SLURM_NODEID={node} but SLURM_STEP_TASKS_PER_NODE={tasks_per_node!r} names {len(counts)} nodes")
     return counts[node]
 
 

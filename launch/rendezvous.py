@@ -1,7 +1,9 @@
 """Where do the processes of a job meet?
 
 :func:`find_ranks` says who this process is. :func:`init_distributed` settles what its launcher left open (an address
-and a free port), starts torch's process group through DeepSpeed and checks it; :func:`shutdown` ends it.
+and a free port), starts torch's process group (`meeting.py`) and DeepSpeed on it and checks them; :func:`shutdown` ends it. How
+long anybody waits for anybody stands in `patience.py`, on which addresses they listen in `interfaces.py`, how a process that
+is missing is found in `pulse.py`.
 """
 
 from __future__ import annotations
@@ -17,31 +19,34 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from smoe_hpc import compat
 from smoe_hpc.errors import LaunchError
 from smoe_hpc.launch.job import node_address
+from smoe_hpc.launch.meeting import gloo_interface, on_one_host, start_group
 from smoe_hpc.launch.mpi import mpi_world
+from smoe_hpc.launch.patience import HEARTBEAT, Patience, patience
+from smoe_hpc.launch.pulse import Pulse
 from smoe_hpc.launch.ranks import LOOPBACK, PORTS, Ranks, device_index, find_ranks
 
-__all__ = ["Ranks", "find_ranks", "free_port", "gloo_group", "init_distributed", "shutdown"]
-
 _running: Ranks | None = None
+_pulse: Pulse | None = None
 _before: dict[str, str | None] = {}
 
 
-def init_distributed(device: str | torch.device, timeout: timedelta = timedelta(minutes=10)) -> Ranks:
+def init_distributed(device: str | torch.device) -> Ranks:
     """Start torch's process group for this process; collective over all processes of the job.
 
     Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT (and DS_ACCELERATOR on a CPU) for DeepSpeed and for
     child processes; :func:`shutdown` takes them back. On GPUs it makes this process's GPU the current one. Called again
-    it answers the same.
+    it answers the same. How long it waits, here and in collectives, SMOE_TIMEOUT says.
 
     Args:
         device: "cpu" (gloo) or "cuda" (NCCL).
-        timeout: how long the group waits for a process that is missing.
 
     Raises:
-        LaunchError: processes that do not fit together, or too few GPUs.
+        LaunchError: processes that do not fit together or do not come, or too few GPUs.
     """
     global _running
     kind = torch.device(device).type
@@ -51,7 +56,7 @@ def init_distributed(device: str | torch.device, timeout: timedelta = timedelta(
         return _running
     ranks = _settle_address(find_ranks(os.environ))
     try:
-        _start_group(ranks, kind, timeout)
+        _start_group(ranks, kind)
     except BaseException:
         shutdown()
         raise
@@ -65,17 +70,13 @@ def shutdown() -> None:
     To be called on every rank before it exits: without it gloo's threads outlive the interpreter and the process may
     end in SIGABRT. Does nothing where no group runs.
     """
-    global _running
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if "deepspeed.comm.comm" in sys.modules:
-        import deepspeed.comm.comm
-        from deepspeed.utils import groups
-
-        # DeepSpeed keeps its wrapper and its groups, and would take the dead ones for live
-        deepspeed.comm.comm.cdb = None
-        if hasattr(groups, "_release_process_group_references"):
-            groups._release_process_group_references(group=None)
+    global _running, _pulse
+    if _pulse is not None:
+        _pulse.end()
+        _pulse = None
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    compat.forget_deepspeed_groups()
     for name, value in _before.items():
         if value is None:
             os.environ.pop(name, None)
@@ -85,46 +86,60 @@ def shutdown() -> None:
     _running = None
 
 
-def gloo_group(ranks: Ranks, meet: timedelta = timedelta(minutes=10)) -> tuple[Any, Callable[[], None]]:
+def own_pulse() -> Pulse | None:
+    """This process's signs of life; None where it is alone, or where somebody else started its process group."""
+    return _pulse
+
+
+def same_time_out() -> None:
+    """Give every process group of this process, DeepSpeed's too, the time-out of SMOE_TIMEOUT."""
+    if _pulse is None:
+        return
+    for group in compat.process_groups():
+        nccl = "nccl" in str(dist.get_backend(group))
+        compat.set_time_out(group, timedelta(seconds=_pulse.allowed.nccl if nccl else _pulse.allowed.wait))
+
+
+def gloo_group(ranks: Ranks) -> tuple[Any, Callable[[], None]]:
     """A gloo group over all processes for a job that is no training, and what leaves it; collective. No DeepSpeed.
 
-    Its collectives wait for a day: a rank may have more to do than another. A process group that runs already is used,
-    and left running.
+    A process group that runs already is used, and left running.
 
     Args:
         ranks: this process.
-        meet: how long to wait at the start for a process that is missing.
 
     Raises:
-        LaunchError: processes that do not fit together.
+        LaunchError: processes that do not fit together, or do not come.
     """
-    import torch.distributed as dist
-
+    allowed = patience(os.environ)
     ours = not dist.is_initialized()
     if ours:
         ranks = _settle_address(ranks)
-        _set_variables(
-            RANK=ranks.rank, WORLD_SIZE=ranks.world, MASTER_ADDR=ranks.master_addr, MASTER_PORT=ranks.master_port
-        )
         try:
-            dist.init_process_group("gloo", timeout=meet)
+            _set_variables(
+                RANK=ranks.rank, WORLD_SIZE=ranks.world, MASTER_ADDR=ranks.master_addr, MASTER_PORT=ranks.master_port
+            )
+            _init_group("gloo", ranks, allowed)
         except BaseException:
             shutdown()
             raise
     _check_world(ranks)
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    # somebody else's processes give no signs of life: a rank may there have more to do than another
+    group = dist.new_group(backend="gloo", timeout=allowed.timeout if _pulse is not None else timedelta(days=1))
     return group, shutdown if ours else lambda: dist.destroy_process_group(group)
 
 
 def _settle_address(ranks: Ranks) -> Ranks:
     """Fill in the address that the launcher left open; collective where an MPI started the processes."""
     if ranks.master_addr is not None and ranks.master_port is not None:
-        return replace(ranks, master_addr=_reachable(ranks.master_addr)) if ranks.launcher == "slurm" else ranks
+        if ranks.launcher != "slurm" or os.environ.get("MASTER_ADDR"):
+            return ranks
+        return replace(ranks, master_addr=LOOPBACK if on_one_host(ranks) else _reachable(ranks.master_addr))
     if ranks.world == 1:
         # nobody else has to know the port: the system chooses a free one at the moment of listening
         return replace(ranks, master_addr=ranks.master_addr or LOOPBACK, master_port=ranks.master_port or 0)
-    one_host = ranks.local_world == ranks.world
-    addr, port = _broadcast_by_mpi(ranks, (LOOPBACK if one_host else socket.gethostname(), free_port()))
+    own = LOOPBACK if on_one_host(ranks) else socket.gethostname()
+    addr, port = _broadcast_by_mpi(ranks, (own, free_port()))
     return replace(ranks, master_addr=ranks.master_addr or addr, master_port=ranks.master_port or port)
 
 
@@ -144,7 +159,8 @@ def _reachable(node: str) -> str:
     return address
 
 
-def _start_group(ranks: Ranks, kind: str, timeout: timedelta) -> None:
+def _start_group(ranks: Ranks, kind: str) -> None:
+    allowed = patience(os.environ)
     local = ranks.local_rank
     if kind == "cuda":
         bound = ranks.launcher == "slurm" or "CUDA_VISIBLE_DEVICES" in os.environ
@@ -159,17 +175,29 @@ def _start_group(ranks: Ranks, kind: str, timeout: timedelta) -> None:
         **({"DS_ACCELERATOR": "cpu"} if kind == "cpu" else {}),
     )
     deepspeed = _import_deepspeed(kind)
-    deepspeed.init_distributed(
-        dist_backend="gloo" if kind == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False, timeout=timeout
-    )
+    backend = "gloo" if kind == "cpu" else "nccl"
+    if not dist.is_initialized():
+        _init_group(backend, ranks, allowed)
     _check_world(ranks)
+    # takes up torch's group
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=allowed.timeout)
+
+
+def _init_group(backend: str, ranks: Ranks, allowed: Patience) -> None:
+    global _pulse
+    interface = None if "GLOO_SOCKET_IFNAME" in os.environ else gloo_interface(ranks)
+    if interface is not None:
+        _set_variables(GLOO_SOCKET_IFNAME=interface)
+    if ranks.world > 1:
+        _set_variables(**{HEARTBEAT: int(allowed.heartbeat)})
+    _pulse = start_group(backend, ranks, allowed)
 
 
 def _check_world(ranks: Ranks) -> None:
-    if torch.distributed.get_world_size() != ranks.world or torch.distributed.get_rank() != ranks.rank:
+    if dist.get_world_size() != ranks.world or dist.get_rank() != ranks.rank:
         raise LaunchError(
-            f"{ranks.launcher} says rank {ranks.rank} of {ranks.world}, torch rank {torch.distributed.get_rank()} of "
-            f"{torch.distributed.get_world_size()}; a process group was started before, let init_distributed start it"
+            f"{ranks.launcher} says rank {ranks.rank} of {ranks.world}, torch rank {dist.get_rank()} of "
+            f"{dist.get_world_size()}; a process group was started before, let init_distributed start it"
         )
 
 
@@ -216,12 +244,10 @@ def _import_deepspeed(kind: str):  # type: ignore[no-untyped-def]  # the module,
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # Its all-reduce over shared memory serves inference only, and would be compiled (most of a minute) at a first start
-    getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    compat.leave_out_shared_memory_reduce()
     chosen = deepspeed.accelerator.get_accelerator().device_name()
     if chosen != kind:
         raise LaunchError(
-            f"DeepSpeed runs on {chosen} in this process and {kind} is asked for; set DS_ACCELERATOR={kind} before the "
-            "start"
+            f"DeepSpeed runs on {chosen} in this process, but training on {kind}; set DS_ACCELERATOR={kind} before the start"
         )
     return deepspeed

@@ -1,9 +1,9 @@
-"""Noting that somebody asked this process to stop, from the start of a command to its end.
+"""Noting requests to stop this process, from the start of a command to its end.
 
 A scheduler sends SIGUSR1 some minutes before the time is up, SIGTERM when it takes the nodes away, submitit sends SIGUSR2;
-none of them at the same moment to every rank. So a signal is only noted here. Who works in steps asks :func:`asked` and
-lets all ranks agree on a step (`smoe_hpc.training.signals`). This module imports nothing heavy: a signal that comes before
-the handlers stand ends the process.
+and none of them reaches every rank at the same moment. So a signal is only noted here; training calls :func:`stop_requested`
+at each step and lets all ranks agree (`smoe_hpc.training.signals`). This module imports nothing heavy: a signal that comes
+before the handlers are installed ends the process.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _noted: list[str] = []
-_found: list[dict[int, Any]] = []  # handlers that each listening found, the outer one first
+_found: list[dict[int, Any]] = []  # handlers that each `handle_stop_signals` found, the outer one first
 
 
-def asked() -> str:
-    """Name of the first signal that asked this process to stop since `listening` began, or "" where none did."""
+def stop_requested() -> str:
+    """Name of the first signal to stop since `handle_stop_signals` began, or "" if none came."""
     return _noted[0] if _noted else ""
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
+def handle_stop_signals() -> Iterator[None]:
     """Note the signals instead of ending by them; may be nested, and what the outer one noted the inner one sees.
 
     Replaces the handlers that it finds (submitit's would save a checkpoint on rank 0 alone) and puts them back. Outside of
@@ -45,14 +45,14 @@ def listening() -> Iterator[None]:
             _noted.clear()
 
 
-def obey_sigterm() -> None:
-    """From here on nothing is left to save: SIGTERM does again what it did before anybody listened."""
+def restore_sigterm() -> None:
+    """Nothing is left to save: SIGTERM does again what it did before `handle_stop_signals`."""
     if _found and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _found[0][signal.SIGTERM])
 
 
 def ignore_until_exit() -> None:
-    """This process is leaving, and its job is being taken down: what comes now must not cut off its last words."""
+    """Ignore further signals: this process is about to exit, and must be able to write its last message."""
     for found in _found:
         found.update(dict.fromkeys(SIGNALS, signal.SIG_IGN))
 

@@ -2,7 +2,7 @@
 # What the scripts beside this one share; each of them says where the checkout is (SMOE_ROOT) and calls
 # `train_recipe RECIPE DATA SYNTHETIC`. What is missing is one line on stderr and exit status 2, within seconds.
 #
-#   SMOE_DATA            folder (or file) of the converted data
+#   SMOE_DATA            folder (or file) of the data, in the store of docs/weather.md
 #   SMOE_RUNS            folder of runs (default runs, where sbatch was called); the run goes to SMOE_RUNS/<name>
 #   SMOE_ENV             a virtual environment, or a script to read (module load ..., conda activate ...); default .venv of
 #                        the checkout, which launch/quickstart.sh makes
@@ -30,6 +30,10 @@ die() {
     printf 'error: %s\n' "$*" >&2
     exit 2
 }
+
+# shellcheck source-path=SCRIPTDIR
+. "$(dirname "${BASH_SOURCE[0]}")/../launch/paths.sh"
+expand_paths SMOE_DATA SMOE_RUNS SMOE_ENV
 
 row() { printf '  %-12s %s\n' "$1" "${*:2}"; }
 
@@ -76,7 +80,7 @@ choose_data() {
     if [ "${SMOE_SYNTHETIC:-0}" = 0 ]; then
         DATA="$(realpath -m "${SMOE_DATA:-$1}")"
         [ -e "$DATA" ] ||
-            die "no data at $DATA: set SMOE_DATA to the converted ERA5 (smoe-hpc data convert makes it), or try with SMOE_SYNTHETIC=1"
+            die "no data at $DATA: set SMOE_DATA to a folder of stores (docs/weather.md says how ERA5 is written into one), or try with SMOE_SYNTHETIC=1"
     else
         DATA="$(realpath -m "${SMOE_DATA:-$2}")"
     fi
@@ -99,8 +103,9 @@ forbid_endless_requeue() {
 
 # every_task COMMAND...: runs it in every task of the job.
 every_task() {
-    # --mpi=none: the tasks find each other by what srun says; --wait: where one task ends, the others are not for ever
-    srun --mpi=none --wait=120 --kill-on-bad-exit=0 "$@"
+    # --export: the tasks get the environment as it is here, whatever sbatch was told (--export=NONE) or a site's profile says
+    # (SBATCH_EXPORT); --mpi=none: they find each other by what srun says; --wait: where one ends, the others are not for ever
+    srun --export=ALL --mpi=none --wait=120 --kill-on-bad-exit=0 "$@"
 }
 
 first_page() {
@@ -136,7 +141,7 @@ make_synthetic_data() {
     step "making synthetic data" python -m smoe_hpc data synthesize "$DATA" --step 6 --channels rt38 "${what[@]}"
 }
 
-# train_recipe RECIPE DATA SYNTHETIC: DATA is where the converted data are looked for, SYNTHETIC what is made otherwise.
+# train_recipe RECIPE DATA SYNTHETIC: DATA is where the data are looked for, SYNTHETIC what is made otherwise.
 train_recipe() {
     local recipe="$1" changes own splits
     check_job

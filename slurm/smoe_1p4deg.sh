@@ -28,7 +28,9 @@ script="$(scontrol show job "${SLURM_JOB_ID:-0}" 2>/dev/null | sed -n 's/^ *Comm
 for place in "${SLURM_SUBMIT_DIR:-}" "${script%/slurm/*}" "$(realpath -m "$0/../..")"; do
     [ ! -f "$place/slurm/common.sh" ] || SMOE_ROOT="${SMOE_ROOT:-$place}"
 done
-if [ ! -f "${SMOE_ROOT:-}/slurm/common.sh" ]; then
+SMOE_ROOT="${SMOE_ROOT:-}"
+SMOE_ROOT="${SMOE_ROOT/#\~\//${HOME:-}/}" # in quotes no shell has done it
+if [ ! -f "$SMOE_ROOT/slurm/common.sh" ]; then
     echo "error: no checkout at ${SMOE_ROOT:-$PWD}: call sbatch there, or set SMOE_ROOT to it" >&2
     exit 2
 fi

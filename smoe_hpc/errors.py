@@ -12,15 +12,15 @@ class SmoeError(ValueError):
 
 
 class ConfigError(SmoeError):
-    """A recipe, an override or an argument that cannot be."""
+    """Invalid recipe, override or argument."""
 
 
 class DataError(SmoeError):
-    """A store, a file of data or a grid that is missing, damaged or another than expected."""
+    """A store, data file or grid that is missing, damaged or not the expected one."""
 
 
 class CheckpointError(SmoeError):
-    """A checkpoint that is missing, damaged or of another model."""
+    """A checkpoint that is missing, damaged or belongs to another model."""
 
 
 class RunError(SmoeError):
@@ -28,4 +28,4 @@ class RunError(SmoeError):
 
 
 class LaunchError(SmoeError):
-    """Processes that were not started as they say they were."""
+    """Processes that were not started the way their environment says."""

@@ -5,12 +5,27 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+# Files and folders whose tests start processes, compile or train: all of them are marked slow.
+SLOW = (
+    *("bench", "experiments", "slurm", "report", "tasks/test_finds_regions.py", "tasks/test_weather_training.py", "jobs"),
+    *("io/loading/dali/test_backend.py", "io/synthetic/test_era5_writing.py", "io/loading/test_loader.py"),
+    *("io/statistics/test_beside.py", "io/access/test_open_files.py", "inference", "docs", "test_whole_way.py"),
+    *("cli/test_forecast.py", "cli/test_figures.py", "tasks/test_other_data.py"),
+    *("kernels/test_build.py", "kernels/test_cpu_edges.py", "kernels/test_ops.py", "kernels/test_planted.py"),
+    *("launch/test_interfaces.py", "launch/test_rendezvous.py"),
+    *("launch/test_communicator.py", "layers/test_spatial_moe.py", "layers/test_steps_of_processes.py"),
+    *("layers/test_tracing.py",),
+    *("training", "cli/test_hints.py", "cli/test_jobs.py", "cli/test_paths.py", "cli/test_processes.py"),
+    *("cli/test_data_jobs.py", "test_lockless.py"),
+)
 torch.set_num_threads(1)
 
 
@@ -46,12 +61,29 @@ def _reason_to_skip(marker: str) -> str | None:
     return None
 
 
+def _is_slow(path: Path) -> bool:
+    own = path.relative_to(ROOT / "tests")
+    return any(one.as_posix() in SLOW for one in (own, *own.parents))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest picks by markers (-m)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if _is_slow(item.path):
+            item.add_marker(pytest.mark.slow)
         for marker in item.iter_markers():
             reason = _reason_to_skip(marker.name)
             if reason is not None:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ends_its_process_group() -> Iterator[None]:
+    """What a file's tests trained in this process leaves no variables to processes that later tests start."""
+    yield
+    rendezvous = sys.modules.get("smoe_hpc.launch.rendezvous")
+    if rendezvous is not None:
+        rendezvous.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,16 @@ becomes 350..362), because a store must keep neighbours side by side and a filte
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from smoe_hpc.errors import DataError
+from smoe_hpc.files.regular import require_regular
 from smoe_hpc.io.grids import Grid
-from smoe_hpc.io.store_writer import StoreWriter
+from smoe_hpc.io.store.writer import StoreWriter
+from smoe_hpc.progress import Progress
 
 if TYPE_CHECKING:
     import xarray
@@ -30,7 +31,7 @@ def convert_grib(
     destination: str | Path,
     *,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Write a store with one sample a time and one channel a variable (``t2m``, ``tp``, ...), units as in the file.
 
@@ -48,7 +49,7 @@ def convert_grib(
 
     Raises:
         DataError: cfgrib missing, not GRIB, levels or members or another grid type, variables with different times or
-            grids, times that repeat, missing values (naming time, channel and place), no space.
+            grids, times that repeat, missing values (naming time, channel and point), no space.
     """
     source, destination = Path(source), Path(destination)
     fields = _open(source)
@@ -115,6 +116,7 @@ def _open(source: Path) -> dict[str, xarray.DataArray]:
     """Variables by name, [time, latitude, longitude] each, not read yet."""
     if not source.exists():
         raise DataError(f"{source} does not exist; give the GRIB file to convert")
+    require_regular(source)
     try:
         import cfgrib
     except (ImportError, RuntimeError) as error:  # cfgrib raises RuntimeError where ecCodes itself is missing
@@ -145,9 +147,7 @@ def _check(source: Path, name: str, fields: dict[str, xarray.DataArray]) -> None
     field, (first_name, first) = fields[name], next(iter(fields.items()))
     grid_type = field.attrs.get("GRIB_gridType")
     if grid_type != "regular_ll":
-        raise DataError(
-            f"{source}: {name!r} stands on a {grid_type} grid; interpolate it to a regular lat-lon grid first"
-        )
+        raise DataError(f"{source}: {name!r} stands on a {grid_type} grid; interpolate it to a regular lat-lon grid first")
     extra = [dim for dim in field.dims if dim not in ("time", "latitude", "longitude")]
     if extra:
         sizes = ", ".join(f"{field.sizes[dim]} of {dim}" for dim in extra)
@@ -157,13 +157,11 @@ def _check(source: Path, name: str, fields: dict[str, xarray.DataArray]) -> None
         )
     for axis in ("valid_time", "latitude", "longitude"):
         if not np.array_equal(field[axis].values, first[axis].values):
-            raise DataError(
-                f"{source}: {name!r} and {first_name!r} differ in {axis}; convert them from files of their own"
-            )
+            raise DataError(f"{source}: {name!r} and {first_name!r} differ in {axis}; convert them from files of their own")
 
 
 def _values(field: xarray.DataArray, times: np.ndarray) -> np.ndarray:
-    """[n, H, W] at the given places along time."""
+    """[n, H, W] at the given indices along time."""
     if "time" not in field.dims:
         return field.values[None]
     return field.isel(time=times).transpose("time", "latitude", "longitude").values

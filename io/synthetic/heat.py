@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from smoe_hpc.errors import DataError
 from smoe_hpc.io.grids import Grid
-from smoe_hpc.io.layout import nearest, open_hdf5
-from smoe_hpc.io.store_writer import StoreWriter
+from smoe_hpc.io.names import known_names
+from smoe_hpc.io.store.layout import open_hdf5
+from smoe_hpc.io.store.writer import StoreWriter
+from smoe_hpc.progress import Progress
 
 DIFFUSIVITIES = (0.0025, 0.025, 0.25)
 SPLITS = ("train", "validation", "test")
@@ -36,8 +37,6 @@ _TRIES = 1000
 _STATE_STREAM, _NOISE_STREAM, _MAP_STREAM = 0, 1, 2
 _UNIT_RUNS = 8
 _SLAB_BYTES = 16 << 20  # small enough for the allocator to use the same memory again, large enough for HDF5
-
-Progress = Callable[[int, int], None]
 
 
 def make_heat(
@@ -241,15 +240,20 @@ def _recipe_of(path: Path) -> str:
         return ""
 
 
-def split_path(directory: str | Path, split: str) -> Path:
+def split_path(directory: str | Path, split: str, remedy: str = "") -> Path:
     """The file of one split.
+
+    Args:
+        directory: that holds it.
+        split: one of ``SPLITS``.
+        remedy: what an error says where the file is missing; the plain command if not given.
 
     Raises:
         DataError: an unknown split, or data not made yet.
     """
     if split not in SPLITS:
-        raise DataError(f"heat data have no split {split!r}; {nearest(split, SPLITS)}")
+        raise DataError(f"heat data have no split {split!r}; {known_names(split, SPLITS)}")
     path = Path(directory) / f"heat_{split}.h5"
     if not path.exists():
-        raise DataError(f"{path} does not exist; make it with `smoe-hpc data heat {directory}`")
+        raise DataError(f"{path} does not exist; {remedy or f'make it with `smoe-hpc data heat {directory}`'}")
     return path

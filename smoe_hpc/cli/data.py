@@ -1,4 +1,4 @@
-"""Verbs that write, check and show data: heat, synthesize, statistics, convert, inspect, verify."""
+"""Verbs that write, check and show data: heat, synthesize, statistics, convert, inspect, verify, splits."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smoe_hpc.cli.output import JsonFile, progress, say, show_table, write_json
-from smoe_hpc.cli.runs import Overrides, RecipeName
-from smoe_hpc.cli.teamwork import data_job
+from smoe_hpc.cli.arguments import Overrides, RecipeName
+from smoe_hpc.cli.data_jobs import data_job
+from smoe_hpc.cli.figures import JsonFile, write_json
+from smoe_hpc.cli.output import progress, say, show_table
+from smoe_hpc.cli.paths import user_path
 from smoe_hpc.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from smoe_hpc.io.verify import Report
+    from smoe_hpc.io.checks.verify import Report
 
-app = typer.Typer(help="Write and look at data.", no_args_is_help=True)
+app = typer.Typer(help="Write, check and show data.", no_args_is_help=True)
 _SHOWN = 20
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace other data of that name.")]
@@ -25,17 +27,21 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace other data
 
 @app.command()
 def heat(
-    out: Annotated[Path, typer.Argument(help="Folder for heat_train.h5, heat_validation.h5 and heat_test.h5.")],
-    runs: Annotated[tuple[int, int, int], typer.Option(help="How many runs train, validate, test.")] = (
+    out: Annotated[
+        Path, typer.Argument(parser=user_path, help="Folder for heat_train.h5, heat_validation.h5 and heat_test.h5.")
+    ],
+    runs: Annotated[tuple[int, int, int], typer.Option(help="Number of runs for training, validation and test.")] = (
         1000,
         20,
         20,
     ),
     grid: Annotated[tuple[int, int], typer.Option(help="Rows and columns.")] = (64, 64),
     steps: Annotated[int, typer.Option(help="Steps of each run.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of regions and start values.")] = 0,
-    noise: Annotated[float, typer.Option(help="Noise in the targets; 1 is as much as tells like regions apart.")] = 0.0,
-    noise_ratio: Annotated[float, typer.Option(help="How many times larger it is in the western half.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Random seed of regions and start values.")] = 0,
+    noise: Annotated[
+        float, typer.Option(help="Noise in the targets; 1 is the difference between the most similar regions.")
+    ] = 0.0,
+    noise_ratio: Annotated[float, typer.Option(help="How many times larger the noise is in the western half.")] = 1.0,
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate location-dependent heat diffusion (three hidden regions) into HDF5 stores."""
@@ -50,26 +56,28 @@ def heat(
 
 @app.command()
 def synthesize(
-    out: Annotated[Path, typer.Argument(help="Folder for synthetic_<year>.h5 and index.json.")],
+    out: Annotated[Path, typer.Argument(parser=user_path, help="Folder for synthetic_<year>.h5 and index.json.")],
     grid: Annotated[str, typer.Option(help="Rows x columns over the whole Earth.")] = "128x256",
-    years: Annotated[float, typer.Option(help="How many, from January of --start; a part of a year is its first days.")] = 2,
+    years: Annotated[
+        float, typer.Option(help="Number of years, from January of --start; a fraction of a year is its first days.")
+    ] = 2,
     step: Annotated[int, typer.Option(help="Hours between samples.")] = 6,
     channels: Annotated[str, typer.Option(help="Which set of channels.")] = "rt38",
     start: Annotated[int, typer.Option(help="First year.")] = 2015,
-    days: Annotated[int | None, typer.Option(help="How many days, instead of years.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weather and continents.")] = 0,
+    days: Annotated[int | None, typer.Option(help="Number of days, instead of years.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of weather and continents.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, float16 or int16.")] = "float32",
     compression: Annotated[str | None, typer.Option(help="gzip, zstd, lz4 or blosc; smaller, and slower to read.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make SYNTHETIC weather-like fields of the ERA5 channels; mpirun and srun share the years."""
+    """Make SYNTHETIC weather-like fields of the ERA5 channels; processes of mpirun or srun share the years."""
     shape = parse_grid(grid)
     options: dict[str, Any] = {"channels": channels, "start": start, "days": days, "seed": seed, "overwrite": overwrite}
     stored: dict[str, Any] = {"dtype": dtype, "compression": compression}
-    with data_job("synthesizing samples") as (team, report):
+    with data_job("synthesizing samples") as (communicator, report):
         from smoe_hpc.io.synthetic.era5 import NOTICE, synthesize
 
-        made = synthesize(out, shape, years, step, **options, **stored, team=team, progress=report)
+        made = synthesize(out, shape, years, step, **options, **stored, communicator=communicator, progress=report)
     say(f"{NOTICE}.")
     for path in made.paths:
         how = "written" if path in made.written else "was there already"
@@ -86,14 +94,16 @@ def parse_grid(text: str) -> tuple[int, int]:
 
 @app.command()
 def statistics(recipe: RecipeName, overrides: Overrides = None, json_file: JsonFile = None) -> None:
-    """Take statistics and climatology of a weather recipe's training split, once for all runs; mpirun and srun share it."""
+    """Compute statistics and climatology of a weather recipe's training split, once for all runs.
+
+    Processes of mpirun or srun share the work."""
     from smoe_hpc.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    with data_job("going over fields") as (team, report):
+    with data_job("going over fields") as (communicator, report):
         from smoe_hpc.tasks import prepare_data
 
-        found, _ = prepare_data(loaded, team, report)
+        found, _ = prepare_data(loaded, communicator, report)
     rows = zip(found.channels, found.mean, found.std, strict=True)
     figures = {name: {"mean": mean, "std": std} for name, mean, std in rows}
     for name, of_channel in figures.items():
@@ -104,8 +114,8 @@ def statistics(recipe: RecipeName, overrides: Overrides = None, json_file: JsonF
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A GRIB file, e.g. era5-2mt-2019-03-uk.grib.")],
-    store: Annotated[Path, typer.Argument(help="The HDF5 store to write.")],
+    source: Annotated[Path, typer.Argument(parser=user_path, help="A GRIB file, e.g. era5-2mt-2019-03-uk.grib.")],
+    store: Annotated[Path, typer.Argument(parser=user_path, help="The HDF5 store to write.")],
     overwrite: Overwrite = False,
 ) -> None:
     """Convert meteorological files into the store that training reads."""
@@ -118,11 +128,11 @@ def convert(
 
 @app.command()
 def inspect(
-    store: Annotated[Path, typer.Argument(help="A store file, a folder of them or a quoted pattern.")],
+    store: Annotated[Path, typer.Argument(parser=user_path, help="A store file, a folder of them or a quoted pattern.")],
     json_file: JsonFile = None,
 ) -> None:
-    """Say what data hold: grid, channels, times, gaps, how they are stored; reads no field."""
-    from smoe_hpc.io.inspect import describe_store
+    """Show what a store holds: grid, channels, times, gaps, encoding; reads no field."""
+    from smoe_hpc.io.checks.inspect import describe_store
 
     description = describe_store(store)
     for line in _lines(description):
@@ -132,29 +142,29 @@ def inspect(
 
 @app.command()
 def verify(
-    store: Annotated[Path, typer.Argument(help="A store file, a folder of them or a quoted pattern.")],
-    index: Annotated[bool, typer.Option("--index", help="Then write the folder's index.json anew.")] = False,
+    store: Annotated[Path, typer.Argument(parser=user_path, help="A store file, a folder of them or a quoted pattern.")],
+    index: Annotated[bool, typer.Option("--index", help="Afterwards rewrite the folder's index.json.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Read all data and name every damaged sample, NaN, gap and changed file; mpirun and srun share the work.
+    """Read all data and report every damaged sample, NaN, gap and changed file.
 
-    Exit status 1 where something cannot be trusted.
+    Processes of mpirun or srun share the work. Exit status 1 if something is damaged or unreadable.
     """
-    from smoe_hpc.io.index import write_index
-    from smoe_hpc.io.verify import verify as look
-    from smoe_hpc.launch.team import find_team
+    from smoe_hpc.io.checks.verify import verify as look
+    from smoe_hpc.io.store.index_writing import write_index
+    from smoe_hpc.launch.communicator import find_communicator
 
     if index and not store.is_dir():
         raise ConfigError(f"--index: {store} is not a folder; an index belongs to a folder of stores")
-    with find_team() as team:
-        with progress("verifying samples") if team.rank == 0 else nullcontext() as report_progress:
-            report = look(store, team, report_progress)
-        sound = report.ok or (index and not (report.unusable or report.damaged or report.not_finite))
+    with find_communicator() as communicator:
+        with progress("verifying samples") if communicator.rank == 0 else nullcontext() as report_progress:
+            report = look(store, communicator, report_progress)
+        sound = report.ok or (index and not (report.unusable or report.damaged or report.not_finite or report.unread))
         if index and sound:
-            write_index(store, team)
+            write_index(store, communicator)
     _show_verification(report, written=index and sound)
     write_json(json_file, report.as_dict())
-    if not sound and team.rank == 0:  # a launcher may end the others as soon as one fails, and one tells what is wrong
+    if not sound and communicator.rank == 0:  # a launcher may end the others as soon as one fails, and one tells what is wrong
         raise typer.Exit(1)
 
 
@@ -167,16 +177,20 @@ def _show_verification(report: Report, written: bool) -> None:
         say(f"BAD: {problem}")
     if len(problems) > _SHOWN:
         say(f"BAD: {len(problems) - _SHOWN} more (--json FILE has all)")
+    for fault in report.unread[:_SHOWN]:
+        say(f"NOT READ: {fault}")
+    if len(report.unread) > _SHOWN:
+        say(f"NOT READ: {len(report.unread) - _SHOWN} more (--json FILE has all)")
     for gap in report.gaps[:_SHOWN]:
         say(str(gap))
     if len(report.gaps) > _SHOWN:
         say(f"gap: {len(report.gaps) - _SHOWN} more (--json FILE has all)")
     for name in report.unchecked[:_SHOWN]:
-        say(f"{name} has no checksums: damage cannot be seen there; convert it again")
+        say(f"{name} has no checksums: damage cannot be seen there; smoe_hpc.io.StoreWriter writes them")
     if report.quantisation:
         rows = [[n, f"{q.rms:.2g}", q.units, f"{100 * q.share_of_std:.2g} %"] for n, q in report.quantisation.items()]
         show_table("error of rounding (rms)", ["channel", "error", "units", "of the std"], rows)
-    if not problems:
+    if report.ok:
         say("every sample is whole")
     if written:
         say(f"{report.path}: index written")
@@ -184,13 +198,13 @@ def _show_verification(report: Report, written: bool) -> None:
 
 @app.command()
 def splits(
-    store: Annotated[Path, typer.Argument(help="An HDF5 store, or a folder of stores.")],
-    validation: Annotated[float, typer.Option(help="Share of the days that validate.")] = 0.15,
-    test: Annotated[float, typer.Option(help="Share of the days that test; the rest trains.")] = 0.15,
+    store: Annotated[Path, typer.Argument(parser=user_path, help="An HDF5 store, or a folder of stores.")],
+    validation: Annotated[float, typer.Option(help="Share of the days for validation.")] = 0.15,
+    test: Annotated[float, typer.Option(help="Share of the days for the test; training takes the rest.")] = 0.15,
 ) -> None:
-    """Print the overrides that split a store's days, for data whose years are not the recipe's."""
+    """Print overrides that split a store's days, for data of other years than the recipe's."""
     from smoe_hpc.io import open_store
-    from smoe_hpc.io.proportions import proportional_splits
+    from smoe_hpc.io.sampling.proportions import proportional_splits
 
     with open_store(store) as opened:
         if "time" not in opened.coords:
@@ -201,7 +215,7 @@ def splits(
 
 
 def _lines(content: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """Nested plain values as indented lines ``name: value``."""
+    """Nested mappings as indented lines ``name: value``."""
     for name, value in content.items():
         if isinstance(value, dict):
             yield f"{indent}{name}:"

@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from smoe_hpc.cli.output import JsonFile, say, write_json
+from smoe_hpc.cli.figures import JsonFile, write_json
+from smoe_hpc.cli.output import progress, say
 from smoe_hpc.errors import ConfigError, RunError
 
-app = typer.Typer(help="Compile the kernels ahead.", no_args_is_help=True)
+app = typer.Typer(help="Compile the kernels ahead of time.", no_args_is_help=True)
 
 
 @app.callback()
 def _kernels() -> None:
-    """Compile the kernels ahead."""
+    """Compile the kernels ahead of time."""
 
 
 @app.command()
@@ -33,19 +34,22 @@ def build(
     serves processors of the same make as this one; others compile their own at first use. It is loaded once to see that
     it runs here. Exit status 2 where nothing could be built.
     """
-    from smoe_hpc.kernels import build as kernels
+    from smoe_hpc.kernels.build import libraries as kernels
+    from smoe_hpc.kernels.build.loading import load
 
     capabilities = _capabilities(arch)
     built: dict[str, str] = {}
     if cpu or (cpu is None and kernels.find_cxx() is not None):
-        made = kernels.build_cpu()
-        kernels.load(made)
+        with progress("CPU kernels", each=True) as report:
+            made = kernels.build_cpu(report)
+        load(made)
         built["cpu"] = str(made)
         say(f"CPU kernels: {built['cpu']}")
     elif cpu is None:
         say("CPU kernels: not built, no C++ compiler runs (g++, c++, $CXX)")
     if cuda or (cuda is None and kernels.find_nvcc() is not None):
-        built["cuda"] = str(kernels.build_cuda(capabilities))
+        with progress("CUDA kernels", each=True) as report:
+            built["cuda"] = str(kernels.build_cuda(capabilities, report))
         say(f"CUDA kernels for {', '.join(map(str, capabilities))}: {built['cuda']}")
     elif cuda is None:
         say("CUDA kernels: not built, no nvcc runs ($CUDA_HOME/bin, PATH)")

@@ -1,113 +1,22 @@
-"""What the verbs share: which rank speaks, tables, JSON files, and how errors end the command.
-
-Exit status: 0 done, 2 an error that the user can act on, 75 a run that was asked to stop and can be resumed, 130
-Ctrl-C.
-"""
+"""What the verbs print: lines, tables, scores, progress; all of it from the first rank only, and harmless for a terminal."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
-import warnings
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
-from smoe_hpc.errors import ConfigError, DataError, SmoeError
+from smoe_hpc.errors import SmoeError
+from smoe_hpc.text import printable
 
-_PLAIN_WIDTH = 160  # columns of a table where nobody's terminal sets them: a pipe must not cut figures
+_PIPE_WIDTH = 160  # columns of a table in a pipe, which must not cut figures
+_MANY = 100  # rows of a table, from which on it is drawn without a frame
 _MOST_COLUMNS = 8  # of scores; more would be cut
-_EXTRAS = {
-    "plotly": "report",
-    "jinja2": "report",
-    "xarray": "convert",
-    "cfgrib": "convert",
-    "eccodes": "convert",
-    "hdf5plugin": "convert",
-    "nvidia": "dali",
-}
-
-
-def _check_json(path: Path | None) -> Path | None:
-    """Find out before a verb works for hours whether its figures can be written.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    if path is not None and this_rank() == 0:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            there = path.exists()
-            path.open("ab").close()
-            if not there:
-                path.unlink()
-        except OSError as error:
-            raise _not_writable(path, error) from None
-    return path
-
-
-def _not_writable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--json {path}: cannot be written ({error.strerror}); give another file")
-
-
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", callback=_check_json, help="Write the figures to this file too."),
-]
-
-
-class Commands(TyperGroup):
-    """The verbs, with our errors told in one line instead of a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a verb; a SmoeError becomes one line on stderr and an exit status."""
-        try:
-            with _warnings_in_one_line():
-                return super().invoke(ctx)
-        except SmoeError as error:
-            _tell(error)
-            raise typer.Exit(getattr(error, "exit_status", 2)) from None
-        except ModuleNotFoundError as error:
-            module = (error.name or "").partition(".")[0]
-            if module not in _EXTRAS:
-                raise
-            typer.echo(f"error: {module} is not installed; run: pip install 'smoe-hpc[{_EXTRAS[module]}]'", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(130) from None
-
-
-def _tell(error: SmoeError) -> None:
-    """One line. Other ranks than the first speak only of what may be theirs alone, such as a file they do not see."""
-    rank = this_rank()
-    stopped = getattr(error, "exit_status", 2) != 2  # as asked, which is no error
-    if rank == 0:
-        typer.echo(str(error) if stopped else f"error: {error}", err=True)
-    elif not stopped and not isinstance(error, ConfigError):
-        typer.echo(f"error (rank {rank}): {error}", err=True)
-
-
-@contextlib.contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
-    """UserWarnings as ``warning: ...``, once and on the first rank only; others as Python shows them."""
-    with warnings.catch_warnings():
-        usual, told = warnings.showwarning, set[str]()
-
-        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if category is not UserWarning:
-                usual(message, category, *where, **more)
-            elif this_rank() == 0 and str(message) not in told:
-                told.add(str(message))
-                typer.echo(f"warning: {message}", err=True)
-
-        warnings.showwarning = show
-        yield
 
 
 def this_rank() -> int:
@@ -123,7 +32,7 @@ def this_rank() -> int:
 def say(text: str) -> None:
     """A line on stdout, from the first rank only."""
     if this_rank() == 0:
-        typer.echo(text)
+        typer.echo(printable(text))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -136,14 +45,33 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     """
     if this_rank() != 0:
         return
+    width = sum(max(len(printable(row[column])) + 3 for row in (columns, *rows)) for column in range(len(columns))) + 1
+    if len(rows) > _MANY or (width > _PIPE_WIDTH and not sys.stdout.isatty()):  # a frame would cut figures
+        _show_unframed(title, columns, rows)
+        return
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    def cell(text: str) -> Text:  # no markup either: [bold] may be part of a name
+        return Text(printable(text))
+
+    table = Table(title=Text(printable(title), style="bold"), title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        table.add_column(cell(column), justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     show(table)
+
+
+def _show_unframed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns without a frame: drawing one around a thousand rows takes rich longer than reading a thousand runs."""
+    lines = [[printable(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [printable(title)]
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        text.append("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
+    typer.echo("\n".join(text))
 
 
 def show(renderable: Any) -> None:
@@ -154,31 +82,8 @@ def show(renderable: Any) -> None:
 
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
+        console.width = _PIPE_WIDTH
     console.print(renderable)
-
-
-@contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to be called with (done, total): a live bar on a terminal, a line at each quarter in a pipe."""
-    if not sys.stderr.isatty():
-        told = set[int]()
-
-        def line(done: int, total: int) -> None:
-            quarter = 4 * done // max(total, 1)
-            if quarter not in told and quarter > 0:
-                told.add(quarter)
-                typer.echo(f"{what}: {done}/{total}", err=True)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def show_scores(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
@@ -202,35 +107,43 @@ def figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.6g}"
 
 
-def write_json(path: Path | None, content: Any) -> None:
-    """Write figures to a file that a script reads; from the first rank only, nothing without a path.
+@contextlib.contextmanager
+def progress(what: str, *, each: bool = False) -> Iterator[Callable[..., None]]:
+    """A function to be called with (done, total), and the name of the last thing done if it has one.
 
-    An old file stays whole until the new one is.
+    On a terminal it moves a bar; in a pipe it prints a line at each quarter.
 
-    Raises:
-        ConfigError: the file cannot be written.
+    Args:
+        what: is being done.
+        each: in a pipe a line for each thing done, with its name and the seconds so far; a bar only once something is.
     """
-    if path is None or this_rank() != 0:
+    what = printable(what)
+    if not sys.stderr.isatty():
+        yield _lines(what, each)
         return
-    text = json.dumps(content, indent=2, default=str) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        target = path.resolve() if path.is_file() else path  # a link stays one, to the new content
-        _writer_for(target)(target, text)
-    except OSError as error:
-        raise _not_writable(path, error) from None
-    except DataError as error:
-        raise ConfigError(f"--json: {error}") from None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    more = (TimeElapsedColumn() if each else TimeRemainingColumn(), TextColumn("{task.fields[name]}", markup=False))
+    with Progress(*columns, *more, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, name="", visible=not each)
+
+        def move(done: int, total: int, name: str = "") -> None:
+            bar.update(task, completed=done, total=total, name=printable(name), visible=True)
+
+        yield move
 
 
-def _writer_for(path: Path) -> Callable[[Path, str], object]:
-    """What writes a file whole or not at all; plainly where no new file can take the old one's place: that of a pipe or a
-    device, or in a folder that takes none.
-    """
-    if path.exists() and not (path.is_file() and os.access(path.parent, os.W_OK)):
-        return Path.write_text
-    try:
-        from smoe_hpc.io.atomic import write_text
-    except ImportError:  # the doctor writes what it found of a broken HDF5 too
-        return Path.write_text
-    return write_text
+def _lines(what: str, each: bool) -> Callable[..., None]:
+    start, told = time.monotonic(), set[int]()
+
+    def line(done: int, total: int, name: str = "") -> None:
+        quarter = 4 * done // max(total, 1)
+        if each and done:
+            typer.echo(f"{what}: {done}/{total} {printable(name)} ({time.monotonic() - start:.0f} s)", err=True)
+        elif not each and quarter not in told and quarter > 0:
+            told.add(quarter)
+            typer.echo(f"{what}: {done}/{total}", err=True)
+
+    return line

@@ -1,43 +1,34 @@
-"""Verbs that make runs and look at them: train, evaluate, report, compare."""
+"""Verbs that make runs and show them: train, evaluate, report, compare."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from smoe_hpc.cli.output import JsonFile, say, show, show_scores, show_table, write_json
+from smoe_hpc.cli.arguments import SPLITS, Overrides, RecipeName, Resume, RunFolder, RunName
+from smoe_hpc.cli.figures import JsonFile, write_json
+from smoe_hpc.cli.output import say, show, show_scores
+from smoe_hpc.cli.paths import user_path
 from smoe_hpc.errors import ConfigError, RunError
-
-if TYPE_CHECKING:
-    from smoe_hpc.config import Recipe
-
-SPLITS = ("train", "validation", "test")
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A name from `smoe-hpc recipes`, or a YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, e.g. training.batch=64.")
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, e.g. runs/heat_quickstart.")]
-Resume = Annotated[
-    bool,
-    typer.Option("--resume/--fresh", help="Go on where the run stopped, or insist on a new one.", show_default="resume"),
-]
 
 
 def train(
     recipe: RecipeName,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")] = False,
-    run_name: Annotated[str | None, typer.Option(help="Name of the run's folder; the recipe's if not given.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, and stop; works without data too.")
+    ] = False,
+    run_name: RunName = None,
     resume: Resume = True,
     json_file: JsonFile = None,
 ) -> None:
-    """Train a recipe; under srun, torchrun or mpirun with all their processes."""
-    from smoe_hpc.launch.stopping import listening
+    """Train a recipe, in this process or in those that srun, torchrun or mpirun start."""
+    from smoe_hpc.launch.stopping import handle_stop_signals
 
-    with listening():  # importing and opening take a while, and a signal may come during it
+    with handle_stop_signals():  # imports and opening the data take a while, and a signal may come meanwhile
         _train(recipe, overrides, dry_run, run_name, resume, json_file)
 
 
@@ -52,56 +43,42 @@ def _train(
     world = find_ranks(os.environ).world
     check_world(loaded, world)
     if dry_run:
-        _describe(loaded, world, json_file)
-        return
-    from smoe_hpc.tasks import make_task
-    from smoe_hpc.training import train_or_requeue
+        from smoe_hpc.cli.dry_run import describe
 
-    scores = train_or_requeue(loaded, make_task(loaded), run_dir=Path(loaded.run.root) / loaded.name, resume=resume)
+        describe(loaded, world, json_file)
+        return
+    from smoe_hpc.jobs.queue import train_or_requeue
+    from smoe_hpc.runs.directory import RunDirectory
+    from smoe_hpc.tasks import make_task
+
+    scores = train_or_requeue(loaded, make_task(loaded), run_dir=RunDirectory.of(loaded).path, resume=resume)
     show_scores(scores)
     write_json(json_file, scores)
-
-
-def _describe(recipe: Recipe, world: int, json_file: Path | None) -> None:
-    """The resolved recipe, and how large model and data are."""
-    from smoe_hpc.config import to_yaml
-    from smoe_hpc.tasks import make_task
-
-    task = make_task(recipe)
-    samples = {split: len(task.samples(split)) for split in SPLITS}
-    parameters = sum(parameter.numel() for parameter in task.build_model().parameters())
-    steps = samples["train"] // recipe.training.batch
-    if steps == 0:
-        raise RunError(
-            f"training.batch={recipe.training.batch}: the training split holds only {samples['train']} samples; take a "
-            "smaller batch or more data"
-        )
-    say(to_yaml(recipe))
-    say(f"parameters       {parameters:,}")
-    for split, number in samples.items():
-        say(f"{split + ' samples':<16} {number:,}")
-    say(f"steps per epoch  {steps:,} of {recipe.training.batch} samples on {world} process(es)")
-    write_json(json_file, {"parameters": parameters, "samples": samples, "steps_per_epoch": steps, "world": world})
 
 
 def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    data: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, metavar="STORE", help="Other data than the run's: a store, a folder, a pattern."),
+    ] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day to score, e.g. 2019-01-01.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day to score, targets included.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Score a run's best checkpoint on a split."""
-    from smoe_hpc.config.checks import known
-    from smoe_hpc.tasks import make_task
-    from smoe_hpc.training import RunDirectory
-    from smoe_hpc.training import evaluate as evaluate_run
+    """Score a run's best checkpoint on a split, on other days, or on other data."""
+    from smoe_hpc.config.rules import one_of
+    from smoe_hpc.experiments import evaluate as evaluate_run
 
-    known("split", split, SPLITS)
-    scores = evaluate_run(run, split, task=make_task(RunDirectory(run).recipe()))
-    show_scores({split: scores})
-    write_json(json_file, {split: scores})
+    one_of("split", split, SPLITS)
+    scores = evaluate_run(run, split, data=data, first=first, last=last)  # type: ignore[arg-type]
+    name = split if data is None and first is None and last is None else f"{first or 'first day'} to {last or 'last day'}"
+    show_scores({name: scores})
+    write_json(json_file, {name: scores})
 
 
-def report(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")]) -> None:
+def report(runs: Annotated[list[Path], typer.Argument(parser=user_path, metavar="RUN...", help="Folders of runs.")]) -> None:
     """Draw the pictures of runs again."""
     from smoe_hpc.report import make_pictures
 
@@ -117,42 +94,44 @@ def compare(
     arguments: Annotated[
         list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipes, and changes to all of them.")
     ],
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps that each recipe makes at most; its own limit if not given.")
+    ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="Time that each recipe may take; to its own end if not given.")
+        float | None,
+        typer.Option(min=0.01, help="Minutes that each may take in this call; a busy machine makes fewer steps."),
     ] = None,
     resume: Resume = True,
     json_file: JsonFile = None,
 ) -> None:
-    """Train recipes one after another and print their test scores per region side by side."""
+    """Train recipes one after another and print their test scores per region side by side.
+
+    Runs that are there are resumed. --steps gives each as many steps, however busy the machine is, and the table shows the
+    seconds; --minutes is a budget of time for this call alone, and the table shows the steps.
+    """
     recipes = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
     if not recipes:
         raise RunError("no recipe to compare; name one or more, e.g. smoe-hpc compare heat_smoe heat_conv2")
-    if minutes is None:
-        _compare_to_the_end(recipes, overrides, resume, json_file)
-        return
-    from smoe_hpc.cli.comparison import train_within
-    from smoe_hpc.launch.ranks import find_ranks
+    if minutes is not None and steps is not None:
+        raise ConfigError("--steps and --minutes are two measures; give one")
+    if steps is not None:
+        overrides.append(f"training.max_steps={steps}")
+    title = "test split: {}"
+    if minutes is not None:
+        from smoe_hpc.launch.ranks import find_ranks
 
-    world = find_ranks(os.environ).world
-    if world > 1:
-        raise ConfigError(
-            f"--minutes: this is one of {world} processes, and the budget is kept by one that starts the others; call "
-            "compare without a launcher, or leave out --minutes"
-        )
-    rows = [train_within(recipe, overrides, seconds=60 * minutes, resume=resume) for recipe in recipes]
-    regions = list(dict.fromkeys(region for row in rows for region in row.scores))
-    title = f"test split: {rows[0].score}, at most {minutes:g} minutes each"
-    show_table(title, ["recipe", "seconds", "ended", *regions], [row.cells(regions) for row in rows])
-    write_json(json_file, [vars(row) for row in rows])
+        world = find_ranks(os.environ).world
+        if world > 1:
+            raise ConfigError(
+                f"--minutes: this is one of {world} processes, and the budget is kept by one that starts the others; call "
+                "compare without a launcher, or leave out --minutes"
+            )
+        title += f", at most {minutes:g} minutes each in this call"
+    from smoe_hpc.jobs.compare import as_table, compared_score
+    from smoe_hpc.jobs.compare import compare as train_all
 
-
-def _compare_to_the_end(recipes: list[str], overrides: list[str], resume: bool, json_file: Path | None) -> None:
-    from smoe_hpc.cli.comparison import compared_score
-    from smoe_hpc.tasks.compare import as_table
-    from smoe_hpc.tasks.compare import compare as train_all
-
-    rows = train_all(recipes, overrides, resume=resume)
+    rows = train_all(recipes, overrides, seconds=None if minutes is None else 60 * minutes, resume=resume)
     score = compared_score(rows[0].scores)
-    show(as_table(rows, score, f"test split: {score}"))
+    show(as_table(rows, score, title.format(score)))
     write_json(json_file, [vars(row) for row in rows])

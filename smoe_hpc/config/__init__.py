@@ -1,9 +1,16 @@
 """Recipes: what an experiment is, as typed, frozen dataclasses that check themselves."""
 
-from smoe_hpc.config.loading import load_recipe, recipe_names, recipe_summary, to_yaml
-from smoe_hpc.config.model import Damping, Gate, Model, RoutingLoss
-from smoe_hpc.config.schema import Data, Loader, Optimizer, Recipe, Run, Schedule, Splits, Training
+from smoe_hpc.config.data import Data, Splits
+from smoe_hpc.config.gate import Gate
+from smoe_hpc.config.loader import Loader
+from smoe_hpc.config.model import Model
+from smoe_hpc.config.optimizer import Optimizer, Schedule
+from smoe_hpc.config.reading import load_recipe, parse_recipe, recipe_names, recipe_summary, to_yaml
+from smoe_hpc.config.recipe import Recipe
+from smoe_hpc.config.routing import Damping, RoutingLoss
+from smoe_hpc.config.run import Run
 from smoe_hpc.config.sharing import check_world
+from smoe_hpc.config.training import Training
 
 __all__ = [
     "Damping",
@@ -20,6 +27,7 @@ __all__ = [
     "Training",
     "check_world",
     "load_recipe",
+    "parse_recipe",
     "recipe_names",
     "recipe_summary",
     "to_yaml",

@@ -1,4 +1,4 @@
-"""Settings that would do nothing are refused: who sets one believes that it does something.
+"""Settings without effect are refused: whoever sets one believes that it does something.
 
 Two sorts: keys of SMoE layers where the layers are of another kind, and SMoE options that cancel each other out.
 
@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING
 
-from smoe_hpc.config.checks import require, shown
+from smoe_hpc.config.data import Data
+from smoe_hpc.config.model import Model
+from smoe_hpc.config.rules import require, shown
 from smoe_hpc.errors import ConfigError
-
-if TYPE_CHECKING:
-    from smoe_hpc.config import model as models
-    from smoe_hpc.config import schema
 
 _OF_SMOE = ("filters_per_expert", "weighted", "expert_order", "gate", "routing_loss", "damping")
 _WITH_EXPERTS = ("smoe", "cond_conv", "low_rank_lcn")
@@ -30,24 +27,24 @@ _NOT_OF_TASK = {
 }
 
 
-def check_idle(recipe: schema.Recipe) -> None:
+def check_idle(task: str, data: Data, model: Model) -> None:
     """Refuse the first setting that has no effect (ConfigError)."""
-    _check_task(recipe.task, recipe.data)
-    _check_network(recipe.model)
-    if recipe.model.kind != "smoe":
-        _check_other_kind(recipe.model)
+    _check_task(task, data)
+    _check_network(model)
+    if model.kind != "smoe":
+        _check_other_kind(model)
         return
-    _check_learning(recipe.model)
-    loss = recipe.model.routing_loss
-    if loss is not None and recipe.task == "heat":
+    _check_learning(model)
+    loss = model.routing_loss
+    if loss is not None and task == "heat":
         rule = "heat's loss has no weight to divide by; set model.routing_loss.error_scale=none or running_mean"
         require(loss.error_scale != "loss_weight", "model.routing_loss.error_scale", loss.error_scale, rule)
 
 
-def _check_task(task: str, data: schema.Data) -> None:
-    """Keys that the task does not read stand at their defaults.
+def _check_task(task: str, data: Data) -> None:
+    """Keys that the task does not read keep their defaults.
 
-    A block's length may stand where nothing goes by blocks: ``data.order`` is a switch, and a recipe brings its length along.
+    A block's length may be set where nothing goes by blocks: ``data.order`` is a switch, and a recipe brings the length along.
     """
     default = type(data)(store=data.store)
     for name in _NOT_OF_TASK[task]:
@@ -55,8 +52,8 @@ def _check_task(task: str, data: schema.Data) -> None:
         require(getattr(data, name) == getattr(default, name), f"data.{name}", getattr(data, name), rule)
 
 
-def _check_network(model: models.Model) -> None:
-    """Keys of the other network stand at their defaults; so does the group of a normalisation that there is not."""
+def _check_network(model: Model) -> None:
+    """Keys of the other network keep their defaults; so does the group where nothing is normalised."""
     default = type(model)()
     other = "stack" if model.network == "resnet" else "resnet"
     idle = list(_OF_STACK if model.network == "resnet" else _OF_RESNET)
@@ -70,8 +67,8 @@ def _check_network(model: models.Model) -> None:
         require(value == usual, f"model.{name}", value, rule)
 
 
-def _check_other_kind(model: models.Model) -> None:
-    """Keys that only SMoE layers read stand at their defaults, or at null; so does N where the kind has no experts."""
+def _check_other_kind(model: Model) -> None:
+    """Keys that only SMoE layers read keep their defaults, or are null; so does N where the kind has no experts."""
     default = type(model)()
     names = _OF_SMOE if model.kind in _WITH_EXPERTS else ("num_experts", *_OF_SMOE)
     for name in names:
@@ -93,7 +90,7 @@ def _changed(key: str, value: object, default: object) -> Iterator[tuple[str, ob
         yield key, value, default
 
 
-def _check_learning(model: models.Model) -> None:
+def _check_learning(model: Model) -> None:
     """The gate learns from something, and every auxiliary loss has a gradient."""
     gate, loss = model.gate, model.routing_loss
     if loss is None:
@@ -104,7 +101,7 @@ def _check_learning(model: models.Model) -> None:
     if gate.kind == "fixed":
         rule = "a fixed gate learns nothing; set model.routing_loss.importance=0"
         require(loss.importance == 0, "model.routing_loss.importance", loss.importance, rule)
-    if gate.kind in ("latent", "fixed"):
+    if not gate.reads_input:
         rule = (
             f"compares the gate's values of samples, which are equal for a {gate.kind} gate; set "
             "model.routing_loss.spatial_agreement=0 or a gate that reads its input, e.g. model.gate.kind=conv"

@@ -1,7 +1,7 @@
-"""Ranges of runs and dates that splits are made of: read, and held against each other.
+"""The ranges of runs and dates that make up splits: parsed, and compared with each other.
 
 Heat's splits are files of their own, so each is a range of run numbers in its file. A regional store is one file, so
-its splits are ranges of dates that must not meet: a test day that was trained on is no test.
+its splits are ranges of dates that must not overlap: a test day that was trained on is no test.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from smoe_hpc.errors import ConfigError
 
 
 def run_range(key: str, text: str) -> tuple[int, int]:
-    """First run and one beyond the last.
+    """First run and the end, which is not part.
 
     >>> run_range("data.splits.train", "0:1000")
     (0, 1000)
@@ -28,7 +28,7 @@ def run_range(key: str, text: str) -> tuple[int, int]:
 
 
 def date_range(key: str, text: str) -> tuple[date, date]:
-    """First and last day, both within.
+    """First and last day, both part of the range.
 
     >>> date_range("data.splits.test", "2019-03-27/2019-03-31")[1].day
     31
@@ -44,7 +44,7 @@ def date_range(key: str, text: str) -> tuple[date, date]:
 
 
 def check_splits(task: str, train: str, validation: str, test: str) -> None:
-    """Refuse a range that cannot be read, and regional splits that share a day."""
+    """Refuse invalid ranges, and splits of one store that share a day."""
     texts = {"train": train, "validation": validation, "test": test}
     if task == "heat":
         for split, text in texts.items():

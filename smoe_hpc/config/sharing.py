@@ -1,24 +1,22 @@
-"""Whether ranks and micro-batches can share a global batch with the result of one process; see `checks.py`.
+"""Whether ranks and micro-batches can share a global batch with the result of one process.
 
-Known only when a run starts, so these rules stand apart from those of a recipe by itself.
+The number of ranks is known only when a run starts, so a recipe does not check these rules itself.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-from smoe_hpc.config import checks
-
-if TYPE_CHECKING:
-    from smoe_hpc.config import model as models
-    from smoe_hpc.config import schema
+from smoe_hpc.config import rules
+from smoe_hpc.config.model import Model
+from smoe_hpc.config.recipe import Recipe
+from smoe_hpc.config.training import check_batch
 
 
-def check_world(recipe: schema.Recipe, world: int) -> None:
+def check_world(recipe: Recipe, world: int) -> None:
     """Refuse ranks and accumulation that cannot share the recipe's global batch with the result of one (ConfigError)."""
     batch, accumulation = recipe.training.batch, recipe.training.accumulation
-    checks.check_batch(batch, accumulation, world)
+    check_batch(batch, accumulation, world)
     shared = f"{world} process{'es' if world > 1 else ''} x training.accumulation={accumulation}"
     if recipe.model.normalises:
         _check_groups(recipe.model, batch, batch // (world * accumulation), shared)
@@ -26,7 +24,7 @@ def check_world(recipe: schema.Recipe, world: int) -> None:
         _check_auxiliary(recipe.model, shared)
 
 
-def _check_groups(model: models.Model, batch: int, micro: int, shared: str) -> None:
+def _check_groups(model: Model, batch: int, micro: int, shared: str) -> None:
     """Groups of samples that are normalised together lie inside a micro-batch."""
     fits = math.gcd(model.ghost_batch, micro)
     rule = (
@@ -34,13 +32,13 @@ def _check_groups(model: models.Model, batch: int, micro: int, shared: str) -> N
         f"its statistics over groups of samples that no process shares; set model.ghost_batch={fits} (which is another "
         "experiment), or take fewer processes or a lower accumulation"
     )
-    checks.require(micro % model.ghost_batch == 0, "model.ghost_batch", model.ghost_batch, rule)
+    rules.require(micro % model.ghost_batch == 0, "model.ghost_batch", model.ghost_batch, rule)
 
 
-def _check_auxiliary(model: models.Model, shared: str) -> None:
+def _check_auxiliary(model: Model, shared: str) -> None:
     """Auxiliary losses do not depend on how a batch is shared; ``shared`` says how it is."""
     gate, loss = model.gate, model.routing_loss
-    if loss is None or (gate.kind in ("latent", "fixed") and gate.noise != "per_sample"):
+    if loss is None or (not gate.reads_input and gate.noise != "per_sample"):
         return
     for name in ("importance", "load", "spatial_agreement"):
         key, weight = f"model.routing_loss.{name}", getattr(loss, name)
@@ -48,4 +46,4 @@ def _check_auxiliary(model: models.Model, shared: str) -> None:
             "is not linear in the batch where the gate's values depend on the sample, so it would depend on how "
             f"{shared} share it; train with one process and training.accumulation=1, or set {key}=0"
         )
-        checks.require(weight == 0, key, weight, rule)
+        rules.require(weight == 0, key, weight, rule)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.errors import ConfigError, RunError
-from smoe_hpc.kernels import build
+from smoe_hpc.kernels.build import libraries
+from smoe_hpc.kernels.build.loading import load_or_warn
 from smoe_hpc.kernels.padding import PADDINGS
 from smoe_hpc.kernels.ranges import check_indices, range_message
 
@@ -30,7 +31,7 @@ _MAP: list[Any] = [ctypes.c_void_p] + [ctypes.c_int64] * 4
 
 def serves(x: Tensor) -> bool:
     """Whether compiled kernels run on this tensor; the first call may compile them."""
-    return x.device.type == "cpu" and build.native() and _library() is not None
+    return x.device.type == "cpu" and libraries.native() and _library() is not None
 
 
 def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, y: Tensor) -> None:
@@ -40,7 +41,7 @@ def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, y: Tensor)
         ConfigError: indices out of range, or a tensor whose storage was freed.
         RunError: no memory.
     """
-    x, weight, indices = _plain(x, "input"), _plain(weight, "weights"), _plain(indices, "indices")
+    x, weight, indices = _in_memory(x, "input"), _in_memory(weight, "weights"), _in_memory(indices, "indices")
     if _is_empty(x, weight, indices):
         y.zero_()
         return
@@ -53,9 +54,7 @@ def forward(x: Tensor, weight: Tensor, indices: Tensor, padding: str, y: Tensor)
         y.copy_(out)
 
 
-def backward(
-    g: Tensor, x: Tensor, weight: Tensor, indices: Tensor, padding: str, dx: Tensor | None, dw: Tensor | None
-) -> None:
+def backward(g: Tensor, x: Tensor, weight: Tensor, indices: Tensor, padding: str, dx: Tensor | None, dw: Tensor | None) -> None:
     """Fill dx [B, C, H, W] and dw [N, F, C, k, k] (contiguous), where given, from g [B, K F, H, W]; with zeros where one
     of the sizes is 0.
 
@@ -63,8 +62,8 @@ def backward(
         ConfigError: indices out of range, or a tensor whose storage was freed.
         RunError: no memory.
     """
-    g, x = _plain(g, "gradient"), _plain(x, "input")
-    weight, indices = _plain(weight, "weights"), _plain(indices, "indices")
+    g, x = _in_memory(g, "gradient"), _in_memory(x, "input")
+    weight, indices = _in_memory(weight, "weights"), _in_memory(indices, "indices")
     if _is_empty(x, weight, indices):
         for wanted in (dx, dw):
             if wanted is not None:
@@ -88,8 +87,8 @@ def backward(
             wanted.copy_(filled)
 
 
-def _plain(tensor: Tensor, what: str) -> Tensor:
-    """The tensor as its memory has it: with the sign that torch may only have noted down, and with memory at all."""
+def _in_memory(tensor: Tensor, what: str) -> Tensor:
+    """The tensor with its sign written out, which torch may only have noted; refused where it has no memory."""
     if tensor.data_ptr() == 0 and tensor.numel():
         raise ConfigError(
             f"{what} {list(tensor.shape)} has no memory: its storage was freed, or it stands for zeros that torch has not "
@@ -99,7 +98,7 @@ def _plain(tensor: Tensor, what: str) -> Tensor:
 
 
 def _is_empty(x: Tensor, weight: Tensor, indices: Tensor) -> bool:
-    """Whether there is nothing to compute, which the kernels, who divide by their sizes, are not asked to do."""
+    """Whether there is nothing to compute; the kernels divide by their sizes and are not called then."""
     if x.numel() and weight.numel() and indices.numel():
         return False
     check_indices(indices, weight.shape[0])
@@ -140,26 +139,26 @@ def _refuse(status: int, indices: Tensor, weight: Tensor) -> None:
     if status == _OUT_OF_RANGE:
         low, high = (int(bound) for bound in indices.aminmax())
         raise ConfigError(range_message(low, high, weight.shape[0]))
-    raise RunError("the expert convolution has no memory for its work space; use a smaller batch")
+    raise RunError("the expert convolution cannot allocate its workspace; use a smaller batch")
 
 
 @functools.cache
 def _library() -> Any:
-    path = build.cpu_library()
+    path = libraries.cpu_library()
     if path is None:
         return None
-    library = build.load_or_warn("CPU", path)
+    library = load_or_warn("CPU", path)
     if library is None:
         return None
     library.smoe_cpu_forward.argtypes = [*_SIZES, *_MAP, ctypes.c_void_p, *_MAP]
     library.smoe_cpu_backward.argtypes = [*_SIZES, *_MAP, *_MAP, ctypes.c_void_p, *_MAP, ctypes.c_void_p]
     library.smoe_cpu_use_threads.argtypes = [ctypes.c_void_p]
-    library.smoe_cpu_use_threads(_openmp())
+    library.smoe_cpu_use_threads(openmp())
     os.register_at_fork(after_in_child=lambda: library.smoe_cpu_use_threads(None))
     return library
 
 
-def _openmp() -> int | None:
+def openmp() -> int | None:
     """Address of GOMP_parallel in the OpenMP library that torch has loaded; None where it has none."""
     with open("/proc/self/maps") as maps:
         loaded = {line.split(maxsplit=5)[5].strip() for line in maps if "omp" in line.rpartition("/")[2]}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.errors import ConfigError
-from smoe_hpc.kernels.cuda import signal as cuda
+from smoe_hpc.kernels.cuda import routing_loss as cuda
 from smoe_hpc.kernels.cuda.library import Unsupported
 
 
@@ -52,16 +52,16 @@ def row_quantiles(rows: Tensor, quantile: float) -> Tensor:
 
 
 def _neighbours(rows: Tensor, first: int, second: int) -> tuple[Tensor, Tensor]:
-    """The entries [B] at two neighbouring places of each row's order, counted from 0."""
+    """The entries [B] at two neighbouring indices of each row, sorted."""
     if rows.device.type == "cpu":
-        # numpy selects one place with vector instructions, ten times as fast as torch.kthvalue or as two places at once.
+        # numpy selects one index with vector instructions, ten times as fast as torch.kthvalue or as two indices at once.
         ordered = np.partition(rows.detach().numpy(), first, axis=1)
         high = ordered[:, second:].min(1) if second > first else ordered[:, first]
         return torch.from_numpy(ordered[:, first]), torch.from_numpy(high)
     low = rows.kthvalue(first + 1, dim=1).values
     if second == first:
         return low, low
-    # The next in order: the smallest one above, unless equals of `low` fill its place too.
+    # The next in order: the smallest one above, unless values equal to `low` take its index too.
     beyond = rows > low[:, None]
     next_one = torch.where(beyond, rows, math.inf).amin(1)
     return low, torch.where((~beyond).sum(1) >= second + 1, low, next_one)

@@ -1,6 +1,6 @@
-"""Whether indices are a choice of experts: looked at once for each tensor, since on a GPU that waits for the device.
+"""Whether indices are a valid choice of experts: checked once for each tensor, since on a GPU that waits for the device.
 
-A choice that :func:`smoe_hpc.kernels.select_experts` has made is known to be one and never looked at.
+A choice that :func:`smoe_hpc.kernels.select_experts` has made is valid and never checked.
 """
 
 from __future__ import annotations
@@ -9,26 +9,27 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from smoe_hpc.compat import version_of
 from smoe_hpc.errors import ConfigError
 
-_found: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of each tensor found right: its version then, and N
+_found: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of each tensor found valid: its version then, and N
 
 
 def mark_right(indices: Tensor, num_experts: int) -> None:
     """Remember that ``indices`` are experts of 0..num_experts - 1, all different at a pixel, until they are written to."""
     if not torch.compiler.is_compiling():
-        _found[indices] = (_version(indices), num_experts)
+        _found[indices] = (version_of(indices), num_experts)
 
 
 def check_indices(indices: Tensor, num_experts: int) -> None:
     """Refuse indices out of range, and on a GPU an expert that a pixel selects twice.
 
-    While a CUDA graph is captured nothing can be looked at.
+    Nothing is checked while a CUDA graph is captured.
 
     Raises:
         ConfigError: some are not in 0..num_experts - 1, or some meet twice where kernels need them to differ.
     """
-    if not indices.numel() or _found.get(indices) == (_version(indices), num_experts):
+    if not indices.numel() or _found.get(indices) == (version_of(indices), num_experts):
         return
     if indices.is_cuda and torch.cuda.is_current_stream_capturing():
         return
@@ -45,9 +46,5 @@ def check_indices(indices: Tensor, num_experts: int) -> None:
 
 
 def range_message(low: int, high: int, num_experts: int) -> str:
-    """What is wrong with indices from ``low`` to ``high``."""
+    """The error for indices from ``low`` to ``high``."""
     return f"indices hold {low}..{high}, num_experts={num_experts}: give 0 to {num_experts - 1}"
-
-
-def _version(indices: Tensor) -> int:
-    return -1 if indices.is_inference() else indices._version

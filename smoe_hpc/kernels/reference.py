@@ -1,4 +1,4 @@
-"""The operations written out so that nobody can doubt them: what every faster form is held against.
+"""The operations written out plainly: the reference that every faster implementation is tested against.
 
 Slow on purpose: loops over pixels, labels as a full tensor, quantiles by sorting.
 
@@ -52,7 +52,7 @@ def correct_selections(
 
 
 def labels_of(correct: Tensor, indices: Tensor, num_experts: int) -> Tensor:
-    """Labels [B, N, H, W] of the routing classification: see :mod:`smoe_hpc.kernels.signal`."""
+    """Labels [B, N, H, W] of the routing classification: see :mod:`smoe_hpc.kernels.routing_loss.attach`."""
     batch, selected = correct.shape[:2]
     wrong = (~correct).sum(1, keepdim=True).double() / (num_experts - selected)
     labels = wrong.expand(-1, num_experts, -1, -1).clone()

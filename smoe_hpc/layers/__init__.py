@@ -4,18 +4,22 @@ All map [B, C, H, W] to [B, out, H, W]. For a network of one's own: put :class:`
 :func:`replace_convolutions` do it, and in the training loop add ``routing_loss(model)`` to the loss.
 """
 
-from smoe_hpc.layers.auxiliary import AuxiliaryLosses
-from smoe_hpc.layers.cond_conv import CondConv2d
-from smoe_hpc.layers.convolution import ChannelBias, Conv2d
-from smoe_hpc.layers.coord_conv import CoordConv2d
+from smoe_hpc.layers.convolutions.cond_conv import CondConv2d
+from smoe_hpc.layers.convolutions.convolution import ChannelBias, Conv2d
+from smoe_hpc.layers.convolutions.coord_conv import CoordConv2d
+from smoe_hpc.layers.convolutions.locally_connected import LocallyConnected2d
+from smoe_hpc.layers.convolutions.low_rank import LowRankLocallyConnected2d
 from smoe_hpc.layers.dropout import CounterDropout
-from smoe_hpc.layers.gates import FixedGate, Gate, LatentGate
+from smoe_hpc.layers.gates.auxiliary import AuxiliaryLosses
+from smoe_hpc.layers.gates.fixed import FixedGate
+from smoe_hpc.layers.gates.gate import Gate
+from smoe_hpc.layers.gates.input_gates import InputGate
+from smoe_hpc.layers.gates.latent import LatentGate
+from smoe_hpc.layers.gates.making import GATES, make_gate
 from smoe_hpc.layers.ghost_batch_norm import GhostBatchNorm2d
 from smoe_hpc.layers.groups import parameter_groups
-from smoe_hpc.layers.input_gates import GATES, InputGate, make_gate
-from smoe_hpc.layers.locally_connected import LocallyConnected2d
-from smoe_hpc.layers.low_rank import LowRankLocallyConnected2d
-from smoe_hpc.layers.replace import ReplacementReport, replace_convolutions
+from smoe_hpc.layers.replacing.replace import replace_convolutions
+from smoe_hpc.layers.replacing.report import ReplacementReport
 from smoe_hpc.layers.rules import Damping, RoutingLoss, balanced_quantile
 from smoe_hpc.layers.spatial_moe import SpatialMoE2d, spatial_gates, spatial_layers
 from smoe_hpc.layers.steps import (

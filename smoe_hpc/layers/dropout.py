@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from smoe_hpc.errors import ConfigError, SmoeError
+from smoe_hpc.layers.moving import Move
 
 _MIX_1, _MIX_2 = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # of splitmix64, as signed numbers
 _STEP_STRIDE = -0x61C8864680B583EB
@@ -45,9 +46,26 @@ class CounterDropout(nn.Module):
             raise ConfigError(f"p={p} of CounterDropout must lie in 0 to below 1, e.g. 0.1")
         self.p = p
         digest = hashlib.blake2b(f"{seed},{layer}".encode(), digest_size=8).digest()
-        self.register_buffer("key", torch.tensor(int.from_bytes(digest, "little", signed=True)), persistent=False)
+        self._number = int.from_bytes(digest, "little", signed=True)
+        self.register_buffer("key", torch.tensor(self._number), persistent=False)
         self.step: int | None = None
         self.hashes: Tensor | None = None
+
+    def reset_parameters(self) -> None:
+        """Write the key again; it is no parameter, but deferred initialisation calls this on every module with memory."""
+        self.key = torch.full((), self._number, dtype=torch.int64, device=self.key.device)
+
+    def leave_meta(self, device: torch.device) -> None:
+        """Write down the key on a device, where it is on the meta device still: ``load_state_dict(..., assign=True)`` leaves
+        what is not in the dict.
+        """
+        if self.key.is_meta and device.type != "meta":
+            self.key = torch.full((), self._number, dtype=torch.int64, device=device)
+
+    def _apply(self, fn: Move, recurse: bool = True) -> CounterDropout:
+        super()._apply(fn, recurse)
+        self.reset_parameters()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> the same shape.
@@ -64,6 +82,7 @@ class CounterDropout(nn.Module):
                     "CounterDropout does not know the step and would drop the same values for ever; call "
                     "smoe_hpc.layers.begin_step(model, step, samples) before each forward, or model.eval()"
                 )
+            self.leave_meta(x.device)
             hashes = sample_hashes(self.key[None], self.step, torch.arange(len(x), device=x.device))[0]
         if len(hashes) != len(x):
             raise SmoeError(
@@ -78,7 +97,7 @@ class CounterDropout(nn.Module):
         offset = hashes.int().view(-1, 1, 1, 1)
         channels, height, width = x.shape[1:]
         last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        make = mixed_elements if torch.compiler.is_compiling() else _kept_elements  # fused, it costs nothing to make anew
+        make = mixed_elements if torch.compiler.is_compiling() else _kept_elements  # fused, it costs nothing to make again
         mixed = make(channels, height, width, x.device, last)
         threshold = min(round(self.p * 2**32) - 2**31, 2**31 - 1)
         return torch.addcmul(offset, mixed, factor) >= threshold
@@ -125,6 +144,10 @@ def begin_dropout(model: nn.Module, step: int, samples: Tensor | None = None) ->
     if not layers:
         return
     hashes = None
+    anchor = next(model.parameters(), None)
+    for layer in layers:
+        if anchor is not None:
+            layer.leave_meta(anchor.device)
     if samples is not None:
         keys = torch.stack([layer.key for layer in layers])
         hashes = sample_hashes(keys, step, samples.to(keys.device))

@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smoe_hpc.errors import ConfigError
+from smoe_hpc.layers.moving import Move, wide, widen
+
+_FLOAT32 = ("running_mean", "running_var")
 
 
 class GhostBatchNorm2d(nn.Module):
@@ -26,7 +29,7 @@ class GhostBatchNorm2d(nn.Module):
     Parameters ``weight`` and ``bias`` [C], buffers ``running_mean`` and ``running_var`` [C] (of unbiased variances, as
     torch has it) and ``renewals``, how often they were renewed. Call :func:`smoe_hpc.layers.end_step` after each optimiser
     step: it renews the buffers, which evaluation normalises by. Under autocast the input may be of half precision;
-    parameters and statistics stay as they are.
+    parameters and statistics stay as they are. Running statistics stay in float32 whatever the layer is cast to.
 
     The running statistics are means over the steps so far, in which older ones fade; they do not start from 0 and 1. In a
     deep network what is left of such a start multiplies from layer to layer, and a model of some hundred steps would
@@ -39,7 +42,7 @@ class GhostBatchNorm2d(nn.Module):
         momentum: share of a step's statistics in the running ones (Keras' momentum of 0.99 is 0.01).
 
     Raises:
-        ConfigError: sizes that cannot be.
+        ConfigError: invalid sizes.
     """
 
     running_mean: Tensor
@@ -52,13 +55,22 @@ class GhostBatchNorm2d(nn.Module):
             if value < 1:
                 raise ConfigError(f"{name}={value} of GhostBatchNorm2d must be at least 1")
         self.channels, self.group, self.eps, self.momentum = channels, group, eps, momentum
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self.register_buffer("renewals", torch.zeros((), dtype=torch.int64))
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.register_buffer("running_mean", torch.empty(channels))
+        self.register_buffer("running_var", torch.empty(channels))
+        self.register_buffer("renewals", torch.empty((), dtype=torch.int64))
         self._sums: Tensor | None = None
         self._groups = 0
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Forget everything: the start values, and running statistics of no step."""
+        for ones in (self.weight, self.running_var):
+            nn.init.ones_(ones)
+        for zeros in (self.bias, self.running_mean, self.renewals):
+            nn.init.zeros_(zeros)
+        self._sums, self._groups = None, 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` [B, C, H, W].
@@ -67,7 +79,8 @@ class GhostBatchNorm2d(nn.Module):
             ConfigError: while training, a batch that is not whole groups.
         """
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            mean, variance = self.running_mean.to(self.weight.dtype), self.running_var.to(self.weight.dtype)
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
         if len(x) % self.group or not len(x):
             raise ConfigError(
                 f"GhostBatchNorm2d normalises groups of {self.group} samples but was given {len(x)}; give each process a "
@@ -76,7 +89,7 @@ class GhostBatchNorm2d(nn.Module):
         parts = x.split(self.group)
         # With a momentum of 1 the kernel leaves a group's own statistics where it would keep running ones; it multiplies
         # what was there by 0, so that must be finite.
-        means, variances = (like.new_zeros(len(parts), self.channels) for like in (self.running_mean, self.running_var))
+        means, variances = (self.weight.new_zeros(len(parts), self.channels) for _ in range(2))
         normal = [
             F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
             for part, mean, variance in zip(parts, means.unbind(), variances.unbind(), strict=True)
@@ -90,6 +103,23 @@ class GhostBatchNorm2d(nn.Module):
         sums = torch.cat([means, variances], dim=1).sum(dim=0, dtype=torch.float64)
         self._sums = sums if self._sums is None else self._sums + sums
         self._groups += len(means)
+
+    def _apply(self, fn: Move, recurse: bool = True) -> GhostBatchNorm2d:
+        before = {name: self._buffers[name] for name in _FLOAT32}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            assert old is not None
+            assert new is not None
+            self._buffers[name] = wide(old, new)
+        if self._sums is not None:
+            gone = self._sums.is_meta or self.weight.is_meta
+            self._sums, self._groups = (None, 0) if gone else (self._sums.to(self.weight.device), self._groups)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        widen(state_dict, [prefix + name for name in _FLOAT32])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def take_sums(self) -> Tensor:
         """[2 C + 1] float64: sums of the groups' means and variances since the last call, and how many groups."""

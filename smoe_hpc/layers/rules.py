@@ -1,98 +1,61 @@
-"""How a gate learns and how wrong experts are kept from learning: the options, and the quantile that fits a layer.
+"""How a gate learns and how wrong experts are kept from learning: what a layer asks of its backward.
 
-Dimensions: N experts, K selected.
+The options :class:`RoutingLoss` and :class:`Damping` are those of a recipe, too. Dimensions: N experts, K selected.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from dataclasses import dataclass
-
-from smoe_hpc.config.working_range import out_of_range
+from smoe_hpc.config.routing import Damping, RoutingLoss
+from smoe_hpc.config.working_range import balanced_quantile
 from smoe_hpc.errors import ConfigError
+from smoe_hpc.kernels import RoutingLossRules
+from smoe_hpc.layers.gates.auxiliary import AuxiliaryLosses
 
-ERROR_SCALES = ("none", "loss_weight", "running_mean")
-
-# With irreducible error the share of selections called correct is the quantile, and a selection is kept while its own
-# share exceeds K / N. Measured on the noisy heat experiment (docs/noisy_heat.md): a little above K / N finds the regions,
-# below it routing never settles, far above it the random start freezes.
-_BALANCE = 1.1
+__all__ = ["Damping", "RoutingLoss", "auxiliary_losses", "balanced_quantile", "refuse_other_losses", "routing_loss_rules"]
 
 
-def balanced_quantile(num_experts: int, selected: int) -> float:
-    """The quantile a little above K / N at which a routing loss can both settle and move."""
-    return min(_BALANCE * selected / num_experts, 0.5 * (1.0 + selected / num_experts))
+def routing_loss_rules(
+    num_experts: int, selected: int, routing_loss: RoutingLoss | None, damping: Damping | None
+) -> RoutingLossRules:
+    """What a layer of these sizes and options asks of its backward; nothing, where all experts are selected.
 
-
-@dataclass(frozen=True)
-class RoutingLoss:
-    """The routing classification loss (paper, section 3).
-
-    Args:
-        quantile: share of a sample's selections called correct, in (0, 1), or "balanced": a little above K / N.
-        tolerance: added to the quantile of the error; in units of the loss's error (or of its running mean).
-        error_scale: "none"; "loss_weight" divides the error at each pixel by the weight the loss gives it there (set with
-            :meth:`SpatialMoE2d.set_loss_weight`, e.g. cos latitude); "running_mean" divides it by a running mean of
-            itself at each pixel, for data whose irreducible error depends on place; :func:`smoe_hpc.layers.end_step`
-            keeps that mean, so it must be called after each step.
+    Raises:
+        ConfigError: damping has no quantile.
     """
-
-    quantile: str | float = "balanced"
-    tolerance: float = 1e-5
-    error_scale: str = "none"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.quantile, str):
-            if self.quantile != "balanced":
-                raise ConfigError(f"routing_loss.quantile={self.quantile!r}: give a number in (0, 1) or 'balanced'")
-        else:
-            _check_quantile("routing_loss", self.quantile)
-        if not self.tolerance >= 0:
-            raise ConfigError(f"routing_loss.tolerance={self.tolerance} is negative; the published value is 1e-5")
-        if self.error_scale not in ERROR_SCALES:
-            raise ConfigError(
-                f"routing_loss.error_scale={self.error_scale!r} is not known; choose one of {', '.join(ERROR_SCALES)}"
-            )
-
-    def quantile_for(self, num_experts: int, selected: int) -> float:
-        """The quantile as a number, for a layer of these sizes; a UserWarning where it leaves the working range."""
-        if isinstance(self.quantile, str):
-            return balanced_quantile(num_experts, selected)
-        what = out_of_range(self.quantile, num_experts, selected)
-        if what is not None:
-            warnings.warn(
-                f"routing_loss.quantile={self.quantile:g} where {selected} of {num_experts} experts are selected: on data "
-                f"with irreducible error {what}; use quantile='balanced'",
-                stacklevel=4,
-            )
-        return float(self.quantile)
+    if selected == num_experts:
+        return RoutingLossRules(quantile=None)
+    quantile = routing_loss.quantile_for(num_experts, selected) if routing_loss is not None else None
+    tolerance = routing_loss.tolerance if routing_loss is not None else 0.0
+    if damping is None or damping.factor == 1.0:
+        return RoutingLossRules(quantile, tolerance)
+    damping_quantile = damping.quantile if damping.quantile is not None else quantile
+    if damping_quantile is None and damping != Damping():
+        raise ConfigError("damping without a routing loss needs a quantile of its own, e.g. Damping(quantile=0.7)")
+    return RoutingLossRules(
+        quantile=quantile,
+        tolerance=tolerance,
+        damping_quantile=damping_quantile,
+        damping_tolerance=damping.tolerance,
+        damping_factor=damping.factor,
+    )
 
 
-@dataclass(frozen=True)
-class Damping:
-    """Expert error damping (paper, section 3): the gradient of wrong selections is multiplied by ``factor``.
+def auxiliary_losses(routing_loss: RoutingLoss | None) -> AuxiliaryLosses | None:
+    """Weights of the auxiliary losses that a routing loss gives its gate; None without a routing loss."""
+    if routing_loss is None:
+        return None
+    return AuxiliaryLosses(routing_loss.importance, routing_loss.load, routing_loss.spatial_agreement)
 
-    Args:
-        factor: 0 in the published heat run, which can leave an expert without any gradient for ever (docs/heat.md); 0.1 is
-            reported too; 1 leaves the gradient as it is.
-        tolerance: added to the quantile of the error, in units of the loss's error.
-        quantile: share of a sample's selections that is not damped; None takes the routing loss's.
+
+def refuse_other_losses(routing_loss: RoutingLoss | None, gate_losses: AuxiliaryLosses) -> None:
+    """Auxiliary losses belong to the gate, which other layers may share: a layer's must not differ from those it has.
+
+    Raises:
+        ConfigError: they do.
     """
-
-    factor: float = 0.05
-    tolerance: float = 1e-3
-    quantile: float | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor >= 0):
-            raise ConfigError(f"damping.factor={self.factor}: give a number of at least 0, e.g. 0.1")
-        if not self.tolerance >= 0:
-            raise ConfigError(f"damping.tolerance={self.tolerance} is negative; the published value is 1e-3")
-        if self.quantile is not None:
-            _check_quantile("damping", self.quantile)
-
-
-def _check_quantile(where: str, quantile: float) -> None:
-    if not 0.0 < quantile < 1.0:
-        raise ConfigError(f"{where}.quantile={quantile}: give a number between 0 and 1, both excluded")
+    losses = auxiliary_losses(routing_loss)
+    if losses and losses != gate_losses:
+        raise ConfigError(
+            f"the routing loss has the auxiliary losses {losses}, its gate {gate_losses}; make the gate with "
+            "auxiliary=AuxiliaryLosses(...) of the same weights, or leave them out of RoutingLoss"
+        )

@@ -4,60 +4,69 @@ A gate selects K of N experts at every pixel; their outputs are concatenated. Ex
 convolution, but each pixel applies only the filters it selected. The gate learns by the routing classification loss,
 which the layer forms inside its own backward: one backward pass, any number of layers. How the pieces meet:
 
-    gate(x) -> values -> choice -> expert_conv2d -> [times values] -> route_signal -> output
-                                                                          \\-> zero-valued scalar (see routing_loss)
+    gate(x) -> values -> choice -> expert_conv2d -> [times values] -> attach_routing_loss -> output
+                                                                               \\-> zero-valued scalar (see routing_loss)
 
-Dimensions: B batch, C input channels, H latitude rows, W longitude columns, N experts, K selected, F filters per expert.
+Dimensions: B batch, C input channels, H latitude rows, W longitude columns, N experts, K selected, F filters per expert,
+O = K F output channels. Where samples have values and a choice of their own, these are [B, N, H, W] and [B, K, H, W].
 """
 
 from __future__ import annotations
 
-import warnings
+import weakref
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from smoe_hpc.errors import ConfigError, SmoeError
-from smoe_hpc.kernels import Routing, SignalMetrics, SignalRules, expert_conv2d, route_signal
-from smoe_hpc.kernels.routing import EXPERT_ORDERS
-from smoe_hpc.layers.convolution import GridLayer, start_values
-from smoe_hpc.layers.gates import Gate
-from smoe_hpc.layers.input_gates import make_gate
-from smoe_hpc.layers.rules import Damping, RoutingLoss
+from smoe_hpc.compat import current_backward
+from smoe_hpc.errors import CheckpointError, ConfigError, SmoeError
+from smoe_hpc.kernels import PendingForward, RoutingLossMetrics, attach_routing_loss, expert_conv2d
+from smoe_hpc.kernels.routing_loss.state import whole
+from smoe_hpc.kernels.selection import EXPERT_ORDERS
+from smoe_hpc.layers.convolutions.grid_layer import GridLayer, start_values
+from smoe_hpc.layers.error_scale import ErrorScaledLayer
+from smoe_hpc.layers.gates.gate import Gate
+from smoe_hpc.layers.gates.making import make_gate
+from smoe_hpc.layers.gates.sharing import Together
+from smoe_hpc.layers.moving import Move, autocast_type
+from smoe_hpc.layers.rules import Damping, RoutingLoss, auxiliary_losses, refuse_other_losses, routing_loss_rules
+from smoe_hpc.layers.scalars import Forward
+from smoe_hpc.layers.tracing import refuse_script, refuse_tracing
 
-_MOST_WAITING = 64  # forwards without a backward after which their graphs are let go
-_ERROR_MEMORY = 0.99  # share of the running mean of the error that a step keeps
 _DEFAULTS = (RoutingLoss(), Damping())
 
 
-class SpatialMoE2d(GridLayer):
+class SpatialMoE2d(ErrorScaledLayer):
     """K of N experts at every pixel of a fixed grid; [B, C, H, W] -> [B, K F, H, W].
 
     Parameters: ``weight`` [N, F, C, k, k], and the gate's; for the latent gate ``gate.logits`` [N, H, W]. Output channel
     ``k * F + f`` of a pixel is filter f of its k-th selected expert.
 
     Backpropagate ``task_loss + routing_loss(model)`` (:func:`smoe_hpc.layers.routing_loss`), a zero that lets the gate's
-    gradient follow the scale of the loss exactly; plain ``task_loss.backward()`` serves where the loss is not scaled.
+    gradient follow the scale of the loss exactly; ``task_loss.backward()`` alone is enough where the loss is not scaled: the
+    gates learn from it, and auxiliary losses take effect. Labels and damping are constants in second derivatives.
 
     Args:
         in_channels: C.
         num_experts: N.
-        selected: K, at most N. K = N has neither routing loss nor damping.
+        selected: K, at most N. K = N has neither routing loss nor damping: its gate learns from the task's loss if
+            ``weighted``; else nothing uses it, and its parameters are frozen (``requires_grad`` False).
         grid: (H, W); the gate belongs to it. Rows in the order of latitude, columns of longitude.
         filters_per_expert: F.
         kernel_size: k, odd.
         padding: "zeros", "periodic_longitude" or "sphere"; see :func:`smoe_hpc.kernels.padding.pad`.
-        gate: a kind ("latent", "conv", "coordconv", "coordconv-multi", "lcn", "linear") or a Gate, which layers may share.
+        gate: a kind ("latent", "conv", "coordconv", "coordconv_multi", "lcn", "linear") or a Gate, which layers may share.
         weighted: multiply each output by its gate value.
         expert_order: "rank", channel k is the k-th best expert (published); "id", ordered by number.
         routing_loss: how the gate learns; None: from the task's loss if ``weighted``, else not at all.
-        damping: what wrong selections pass on; None: everything. Without a routing loss it needs a quantile of its own.
+        damping: how much of the gradient wrong selections pass on to experts and input; None: all of it. Without a
+            routing loss it needs a quantile of its own.
         generator: of the start values of weights and gate.
 
     Raises:
-        ConfigError: sizes or options that cannot be, or a gate of other sizes.
+        ConfigError: invalid sizes or options, or a gate of other sizes.
     """
 
     def __init__(
@@ -88,7 +97,8 @@ class SpatialMoE2d(GridLayer):
         self.weighted, self.expert_order = weighted, expert_order
         self.routing_loss, self.damping = routing_loss, damping
         shape = (num_experts, filters_per_expert, in_channels, kernel_size, kernel_size)
-        self.weight = start_values(*shape, fan_in=in_channels * kernel_size**2, generator=generator)
+        self.weight = nn.Parameter(torch.empty(*shape))
+        start_values(self.weight, self.fan_in, generator)
         if isinstance(gate, str):
             gate = make_gate(
                 gate,
@@ -99,50 +109,37 @@ class SpatialMoE2d(GridLayer):
                 kernel_size=kernel_size,
                 padding=padding,
                 generator=generator,
+                auxiliary=auxiliary_losses(routing_loss),
             )
         if (gate.num_experts, gate.selected, gate.grid) != (num_experts, selected, self.grid):
             raise ConfigError(
                 f"the gate selects {gate.selected} of {gate.num_experts} experts on grid {gate.grid}, the layer needs "
                 f"{selected} of {num_experts} on {self.grid}; share a gate only among layers of equal sizes"
             )
+        refuse_other_losses(routing_loss, gate.auxiliary)
         self.gate = gate
-        self._rules = self._make_rules()
-        self._scale_needs = routing_loss.error_scale if routing_loss is not None and selected < num_experts else "none"
-        if self._scale_needs == "running_mean" and weighted:
+        self._rules = routing_loss_rules(num_experts, selected, routing_loss, damping)
+        error_scale = routing_loss.error_scale if routing_loss is not None and selected < num_experts else "none"
+        if error_scale == "running_mean" and weighted:
             raise ConfigError(
                 "error_scale='running_mean' with weighted=True: labels and damping look at different errors, which one "
                 "running mean cannot scale; use error_scale='none' or weighted=False"
             )
-        self.loss_weight: Tensor | None
-        self.running_error: Tensor | None
-        self.register_buffer("loss_weight", None, persistent=False)
-        tracked = torch.zeros(self.grid) if self._scale_needs == "running_mean" else None
-        self.register_buffer("running_error", tracked)
-        self.running_steps: Tensor | None
-        steps = torch.zeros((), dtype=torch.int64) if tracked is not None else None
-        self.register_buffer("running_steps", steps)
-        self.metrics = SignalMetrics(wants_errors=tracked is not None)
-        self._scalars: list[Tensor] = []
-        gate.layers_sharing += 1  # last: a layer that could not be made does not share
+        self.scale_errors(error_scale)
+        self.metrics = RoutingLossMetrics(wants_errors=error_scale == "running_mean")
+        self._forwards: list[tuple[weakref.ref[PendingForward], Together | None]] = []
+        self._asked_before = False
+        gate.be_used(weighted or self._rules.quantile is not None)
 
-    def _make_rules(self) -> SignalRules:
-        if self.selected == self.num_experts:
-            return SignalRules(quantile=None)
-        quantile = None
-        if self.routing_loss is not None:
-            quantile = self.routing_loss.quantile_for(self.num_experts, self.selected)
-        if self.damping is None or self.damping.factor == 1.0:
-            return SignalRules(quantile, self.routing_loss.tolerance if self.routing_loss else 0.0)
-        damping_quantile = self.damping.quantile if self.damping.quantile is not None else quantile
-        if damping_quantile is None and self.damping != _DEFAULTS[1]:
-            raise ConfigError("damping without a routing loss needs a quantile of its own, e.g. Damping(quantile=0.7)")
-        return SignalRules(
-            quantile=quantile,
-            tolerance=self.routing_loss.tolerance if self.routing_loss else 0.0,
-            damping_quantile=damping_quantile,
-            damping_tolerance=self.damping.tolerance,
-            damping_factor=self.damping.factor,
-        )
+    @property
+    def learns_routing(self) -> bool:
+        """Whether a backward has a routing loss to form."""
+        return self._rules.quantile is not None and any(p.requires_grad for p in self.gate.parameters())
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw new filters and forget the mean of errors; the gate, which others may share, is reset on its own."""
+        super().reset_parameters(generator)
+        self.forget_errors()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to each pixel its selected experts.
@@ -154,123 +151,128 @@ class SpatialMoE2d(GridLayer):
             [B, K F, H, W].
 
         Raises:
-            ConfigError: another number of channels or another grid than the layer was made for.
+            ConfigError: another number of channels or another grid than the layer was made for, or a tracer that has no
+                form for the layer (torch.jit, ONNX, torch.export under autocast).
         """
+        refuse_tracing(x)
         self.check_input(x)
-        values, auxiliary = self.gate(x)
-        routing = self.gate.routing(values, self.expert_order)
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        plan = routing.plan(dtype, x.shape[0], self.weight.shape, self.padding)
-        y = expert_conv2d(x, self.weight, routing.choice, padding=self.padding, plan=plan)
-        unweighted = y
+        values_NHW, auxiliary = self.gate(x)
+        routing = self.gate.routing(values_NHW, self.expert_order)
+        choice_KHW = routing.choice
+        plan = routing.plan(autocast_type(x.device.type) or x.dtype, x.shape[0], self.weight.shape, self.padding)
+        y_BOHW = expert_conv2d(x, self.weight, choice_KHW, padding=self.padding, plan=plan)
+        learns = self.training and torch.is_grad_enabled()
+        weights_OHW = before_BOHW = None
         if self.weighted:
-            chosen = values.gather(-3, routing.indices)
-            chosen = chosen if self.routing_loss is None else chosen.detach()
-            y = y * chosen.repeat_interleave(self.filters_per_expert, -3).to(y.dtype)
-        if self.training and torch.is_grad_enabled():
-            y = self._with_signal(y, values, routing, unweighted.detach() if self.weighted else None, auxiliary)
-        return y
+            chosen_KHW = values_NHW.gather(-3, routing.indices)
+            chosen_KHW = chosen_KHW if self._rules.quantile is None else chosen_KHW.detach()
+            weights_OHW = chosen_KHW.repeat_interleave(self.filters_per_expert, -3).to(y_BOHW.dtype)
+            # Where the gate learns from the task, damping must not reach it, so it comes before the weights.
+            if not (learns and self._rules.quantile is None and self._rules.damping_quantile is not None):
+                before_BOHW = y_BOHW.detach() if learns and self._rules.quantile is not None else None
+                y_BOHW, weights_OHW = y_BOHW * weights_OHW, None
+        if not learns:
+            return y_BOHW
+        return self._attach_routing_loss(y_BOHW, values_NHW, choice_KHW, before_BOHW, weights_OHW, auxiliary)
 
-    # Backward leaves its marks on this object, which a compiled graph cannot: torch.compile breaks off here, once a layer.
+    # Backward writes to this object, which a compiled graph cannot do: torch.compile breaks the graph here, once a layer.
     @torch.compiler.disable
-    def _with_signal(
-        self, y: Tensor, values: Tensor, routing: Routing, before_weighting: Tensor | None, auxiliary: Tensor | None
+    def _attach_routing_loss(
+        self,
+        y_BOHW: Tensor,
+        values_NHW: Tensor,
+        choice_KHW: Tensor,
+        before_BOHW: Tensor | None,
+        weights_OHW: Tensor | None,
+        auxiliary: Tensor | None,
     ) -> Tensor:
+        self.gate.look_whether_stale(self.metrics)
         rules = self._rules
         if rules.quantile is None and rules.damping_quantile is None and auxiliary is None:
-            return y
-        rules = replace(rules, gate_share=1.0 / max(self.gate.layers_sharing, 1))
-        learns = rules.quantile is not None and values.requires_grad
-        y, scalar = route_signal(
-            y,
-            values if learns else None,
-            routing.choice,
-            rules,
-            filters=self.filters_per_expert,
-            before_weighting=before_weighting if learns else None,
-            error_divisor=self._error_divisor(),
-            metrics=self.metrics,
-            collect=self.gate.collect,
-        )
-        recomputing = torch._C._current_graph_task_id() != -1
+            return y_BOHW
+        learns = rules.quantile is not None and values_NHW.requires_grad
+        pending, together = PendingForward(self._asked_before), None
+        recomputing = current_backward() != -1
         if recomputing:
-            if self.metrics.awaiting == 0:
+            if not self.pending_forwards(done=True):
                 raise SmoeError(
                     "SpatialMoE2d was recomputed by reentrant checkpointing, which loses the scale of the routing loss; "
                     "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
                 )
         else:
-            self._remember(scalar if auxiliary is None else scalar + auxiliary)
-        return y
+            self._asked_before = False
+            if learns or auxiliary is not None:
+                together = self.gate.sharing.join(self.metrics, pending)
+        y_BOHW, _ = attach_routing_loss(
+            y_BOHW,
+            values_NHW if learns else None,
+            choice_KHW,
+            rules,
+            filters=self.filters_per_expert,
+            before_weighting=before_BOHW if learns else None,
+            error_divisor=self.error_divisor(),
+            metrics=self.metrics,
+            collect=self.gate.collect,
+            auxiliary=auxiliary,
+            weights=weights_OHW,
+            pending=pending,
+            share=whole if together is None else together.share,
+        )
+        if not recomputing:
+            alive = [forward for forward in self._forwards if forward[0]() is not None]
+            self._forwards = [*alive, (weakref.ref(pending), together)]
+        return y_BOHW
 
-    def _remember(self, scalar: Tensor) -> None:
-        """Keep the scalar for :func:`routing_loss`; graphs whose backward is done, or never comes, are let go."""
-        if self.metrics.awaiting == 0:
-            self._scalars.clear()
-        elif self.metrics.awaiting >= _MOST_WAITING:
-            warnings.warn(
-                f"SpatialMoE2d ran forward {self.metrics.awaiting} times in training mode without a backward; their "
-                "graphs are dropped. Use model.eval() or torch.no_grad() where nothing is to be learned",
-                stacklevel=4,
-            )
-            self._scalars.clear()
-            self.metrics.awaiting = 0
-        self._scalars.append(scalar)
-        self.metrics.awaiting += 1
+    def __prepare_scriptable__(self) -> None:
+        refuse_script()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the graphs of forwards that wait for their backward: a copy (or a pickle) starts afresh."""
-        metrics = replace(self.metrics, awaiting=0, routing_loss=None, error_sum=None, error_count=0)
-        return {**self.__dict__, "_scalars": [], "metrics": metrics}
+        """Without the forwards that wait for their backward: a copy (or a pickle) starts afresh."""
+        metrics = replace(self.metrics, routing_loss=None, error_sum=None, error_count=None, with_scale=-1, without_scale=-1)
+        return {**self.__dict__, "_forwards": [], "_asked_before": False, "metrics": metrics}
 
-    def take_scalars(self) -> list[Tensor]:
-        """The scalars since the last call, each 0-d, which start again from none; see :func:`routing_loss`."""
-        taken, self._scalars = self._scalars, []
-        return taken
+    def pending_forwards(self, done: bool = False) -> list[Forward]:
+        """Forwards whose output is still there and whose backward has not come (or, with ``done``, has), oldest first."""
+        known = [(forward(), together) for forward, together in self._forwards]
+        return [Forward(one, together) for one, together in known if one is not None and (done or not one.done)]
 
-    # -- error scale -------------------------------------------------------------------------------------------------
+    def ask_scalars(self) -> list[Forward]:
+        """The same, for :func:`smoe_hpc.layers.routing_loss`; if there is none, the next forward knows that it was called."""
+        forwards = self.pending_forwards()
+        self._asked_before = not forwards and self.training and torch.is_grad_enabled()
+        return forwards
 
-    def set_loss_weight(self, weight: Tensor) -> None:
-        """Tell the layer the weight [H, W] that the task's loss gives each pixel, for ``error_scale="loss_weight"``.
+    # -- moving, saving and loading ----------------------------------------------------------------------------------
 
-        Raises:
-            ConfigError: another grid, or a weight that is not positive.
-        """
-        if tuple(weight.shape) != self.grid or not bool((weight > 0).all()):
-            raise ConfigError(f"loss weight {tuple(weight.shape)} must be positive on the layer's grid {self.grid}")
-        self.loss_weight = weight.detach().to(self.weight.device, torch.float32)
+    def _apply(self, fn: Move, recurse: bool = True) -> GridLayer:
+        was_meta = self.weight.is_meta
+        super()._apply(fn, recurse)
+        if was_meta != self.weight.is_meta:  # metrics of the other device mean nothing here
+            self.metrics.take_errors()
+            self.metrics.routing_loss = None
+        return self
 
-    def _error_divisor(self) -> Tensor | None:
-        if self._scale_needs == "loss_weight":
-            if self.loss_weight is None:
-                raise ConfigError("error_scale='loss_weight' but the layer knows no weight; call set_loss_weight first")
-            return self.loss_weight
-        if self._scale_needs == "running_mean":
-            assert self.running_error is not None
-            assert self.running_steps is not None
-            tiny = torch.finfo(torch.float32).tiny
-            mean = self.running_error.clamp_min(tiny)
-            return torch.where(self.running_steps > 0, mean, torch.ones_like(mean))
-        return None
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        about = getattr(destination, "_metadata", {}).get(prefix[:-1])  # what torch keeps of a module beside its tensors
+        if about is not None:
+            about["expert_order"] = self.expert_order
 
-    def update_running_error(self, total: Tensor, count: int) -> None:
-        """Take errors of a step, summed over ``count`` selections at each pixel, into the running mean [H, W]."""
-        assert self.running_error is not None
-        assert self.running_steps is not None
-        if count == 0:
-            return
-        mean = total.to(self.running_error) / count
-        # An average of all steps at first, of about the last hundred later on.
-        self.running_steps += 1
-        keep = torch.clamp(1.0 - 1.0 / self.running_steps.to(mean.dtype), max=_ERROR_MEMORY)
-        self.running_error.lerp_(mean, 1.0 - keep)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, about: dict[str, Any], *args: Any) -> None:
+        order = about.get("expert_order", self.expert_order)  # older dicts, and those rebuilt by hand, do not say
+        if order != self.expert_order:
+            raise CheckpointError(
+                f"layer {prefix[:-1]!r} has expert_order={self.expert_order!r}, its weights were trained with {order!r}, by "
+                f"which channels lie otherwise: make the model with expert_order={order!r}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, about, *args)
 
     def check_input(self, x: Tensor) -> None:
         """Refuse an input of another shape; ConfigError says which the layer takes."""
         if x.dim() != 4 or x.shape[1] != self.in_channels or tuple(x.shape[2:]) != self.grid:
             raise ConfigError(
                 f"SpatialMoE2d was given shape {tuple(x.shape)} but takes [batch, {self.in_channels}, {self.grid[0]}, "
-                f"{self.grid[1]}]; its gate belongs to that grid, so make the layer anew or regrid the data"
+                f"{self.grid[1]}]; its gate belongs to that grid, so make a new layer or regrid the data"
             )
 
     def extra_repr(self) -> str:

@@ -1,8 +1,9 @@
-"""The network that a recipe asks for, whichever it is."""
+"""The network that a recipe describes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def build_model(
     *,
     newest: Sequence[int] | None = None,
 ) -> nn.Module:
-    """A new network [B, in_channels, H, W] -> [B, out_channels, H, W], which the recipe's seed decides entirely.
+    """A new network [B, in_channels, H, W] -> [B, out_channels, H, W]; the recipe's seed alone decides its start values.
 
     Args:
         recipe: the experiment.
@@ -31,11 +32,25 @@ def build_model(
         newest: input channels that hold the newest frame of each target, for a residual model; empty where there are none.
 
     Raises:
-        ConfigError: a model that these data cannot have.
+        ConfigError: the model does not fit these data.
     """
     seed = recipe.training.seed
     generator = torch.Generator().manual_seed(seed)
     if recipe.model.network == "resnet":
         sizes = (in_channels, out_channels, grid)
-        return build_resnet(recipe.model, *sizes, region_map, generator, newest=newest, seed=seed)
-    return build_stack(recipe.model, in_channels, grid, region_map, generator, newest=newest)
+        network: nn.Module = build_resnet(recipe.model, *sizes, region_map, generator, newest=newest, seed=seed)
+    else:
+        network = build_stack(recipe.model, in_channels, grid, region_map, generator, newest=newest)
+    network.register_load_state_dict_pre_hook(_name_shared)
+    return network
+
+
+def _name_shared(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Give a parameter that has several names (a shared gate's), and is kept under one of them, all its names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(prefix + name)
+    for shared in names.values():
+        there = next((name for name in shared if name in state), None)
+        if there is not None:
+            state.update({name: state[there] for name in shared if name not in state})

@@ -3,10 +3,10 @@
     x -> conv 7x7, unit -> blocks of (layer 3x3, unit) twice, added to what came in -> conv 3x3 -> targets
     unit: leaky ReLU 0.3, batch normalisation, dropout
 
-The first and the last convolution stay plain whatever the kind. Replacing a convolution by an SMoE layer keeps the number
-of channels (paper, section 4.2), and K selected experts are its output channels: the last layer has too few of them for
-a choice of experts (three targets would be three), and the first reads 117 channels through 7x7 filters, of which a bank
-of experts would outweigh a block.
+The first and the last layer are ordinary convolutions for every kind. Replacing a convolution by an SMoE layer keeps the
+number of channels (paper, section 4.2), and K selected experts are its output channels: the last layer has too few of them
+for a choice of experts (three for three targets), and the first reads 117 channels through 7x7 filters, of which a bank for
+the experts would outweigh a block.
 
 Dimensions: B batch, C input channels, H latitude rows, W longitude columns, K selected experts, F filters per expert.
 """
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from smoe_hpc import config
 from smoe_hpc.layers import Conv2d, CounterDropout, GhostBatchNorm2d, spatial_gates
-from smoe_hpc.layers.convolution import GridLayer
-from smoe_hpc.models.kinds import ACTIVATIONS, LayerMaker, newest_channels
+from smoe_hpc.layers.convolutions.grid_layer import GridLayer
+from smoe_hpc.models.layer_factory import ACTIVATIONS, LayerFactory, newest_channels
 
 EPS, MOMENTUM = 1e-3, 0.01
 """Of the batch normalisation: Keras' defaults (its momentum of 0.99 is 0.01 as torch counts)."""
@@ -44,7 +44,7 @@ class Unit(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Units one after the other, added to their input."""
+    """Units in order, their output added to their input."""
 
     def __init__(self, *units: Unit) -> None:
         super().__init__()
@@ -101,10 +101,10 @@ def build_resnet(
         seed: of dropout.
 
     Raises:
-        ConfigError: what a layer refuses, or a residual without a frame for every output.
+        ConfigError: invalid options of a layer, or a residual without a frame for every output.
     """
-    maker = LayerMaker(model, grid, region_map, generator)
-    plain: dict[str, Any] = {"padding": model.padding, "bias": model.bias, "generator": generator}
+    factory = LayerFactory(model, grid, region_map, generator)
+    common: dict[str, Any] = {"padding": model.padding, "bias": model.bias, "generator": generator}
     dropouts = 0
 
     def unit(layer: nn.Module, bias: nn.Module) -> Unit:
@@ -113,17 +113,17 @@ def build_resnet(
         dropouts += 1
         return Unit(layer, bias, model.width, model.ghost_batch, dropout)
 
-    stem = unit(Conv2d(in_channels, model.width, grid, kernel_size=model.stem_kernel, **plain), nn.Identity())
-    blocks = [Block(*(unit(*maker.make(model.width, model.width)) for _ in range(2))) for _ in range(model.blocks)]
-    head = Conv2d(model.width, out_channels, grid, kernel_size=model.kernel_size, **plain)
+    stem = unit(Conv2d(in_channels, model.width, grid, kernel_size=model.stem_kernel, **common), nn.Identity())
+    blocks = [Block(*(unit(*factory.make(model.width, model.width)) for _ in range(2))) for _ in range(model.blocks)]
+    head = Conv2d(model.width, out_channels, grid, kernel_size=model.kernel_size, **common)
     network = ResNet(stem, blocks, head, newest_channels(model, in_channels, out_channels, newest))
     _start(network, generator)
     return network
 
 
 def _start(network: ResNet, generator: torch.Generator | None) -> None:
-    """Glorot's uniform start for the filters of all layers on the grid, each as those of the convolution that it stands for;
-    zero biases. Gates, and what mixes filters, keep their own start."""
+    """Glorot's uniform start for the filters of all layers on the grid, with the fans of an ordinary convolution; biases
+    are zero. Gates, and the layers that mix filters, keep their own start."""
     of_gates = {id(module) for gate, _ in spatial_gates(network) for module in gate.modules()}
     with torch.no_grad():
         for module in network.modules():

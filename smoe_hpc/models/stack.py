@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smoe_hpc import config
 from smoe_hpc.layers import Conv2d
-from smoe_hpc.models.kinds import ACTIVATIONS, LayerMaker, newest_channels
+from smoe_hpc.models.layer_factory import ACTIVATIONS, LayerFactory, newest_channels
 
 
 class Stack(nn.Module):
@@ -73,15 +73,15 @@ def build_stack(
             None takes the last ones.
 
     Raises:
-        ConfigError: a region map that is needed and not there, a residual without a frame for every output, a shared
-            gate that reads its layer's input.
+        ConfigError: a missing region map, a residual without a frame for every output, a shared gate that reads its
+            layer's input.
     """
     layers: list[nn.Module] = []
     biases: list[nn.Module] = []
-    maker = LayerMaker(model, grid, region_map, generator)
+    factory = LayerFactory(model, grid, region_map, generator)
     incoming = in_channels
     for channels in model.spatial_channels:
-        layer, bias = maker.make(incoming, channels)
+        layer, bias = factory.make(incoming, channels)
         layers.append(layer)
         biases.append(bias)
         incoming = channels

@@ -1,39 +1,20 @@
-"""Learning curves: the loss, the validation score and the restlessness of the routing, from a run's metrics.jsonl."""
+"""Learning curves: the loss, the validation score and the restlessness of the routing."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from smoe_hpc.errors import RunError
 from smoe_hpc.report import style
+from smoe_hpc.runs.metrics import Events
 
 SMOOTH = 60
 """Bins into which a curve of many steps is averaged: what remains can be seen."""
 
 SCORE_NAMES = {"within_1pct": "points within 1 % (%)", "rmse": "RMSE", "loss": "loss"}
-
-
-def read_events(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Lines of a metrics.jsonl by their event; a last line that is still being written is left out.
-
-    Raises:
-        RunError: the file is missing or is something else.
-    """
-    events: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": [], "validation": []}
-    try:
-        lines = path.read_text().split("\n")[:-1]  # what follows the last line break is not whole
-        for line in lines:
-            event = json.loads(line)
-            events.setdefault(event["event"], []).append(event)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} cannot be read as metrics ({error}); give the folder of a run") from error
-    return events
 
 
 def smoothed(steps: np.ndarray, values: np.ndarray, bins: int = SMOOTH) -> tuple[np.ndarray, np.ndarray]:
@@ -44,11 +25,11 @@ def smoothed(steps: np.ndarray, values: np.ndarray, bins: int = SMOOTH) -> tuple
     return steps[[part[-1] for part in parts]], np.array([np.nanmean(values[part]) for part in parts])
 
 
-def draw_curves(events: dict[str, list[dict[str, Any]]], score: str, unit: str, title: str) -> Figure | None:
+def draw_curves(events: Events, score: str, unit: str, title: str) -> Figure | None:
     """Learning curves; None where nothing was written down yet.
 
     Args:
-        events: of `read_events`.
+        events: of `smoe_hpc.runs.metrics.read_events`.
         score: the validation score to show, over all and per region.
         unit: of the score, "" for none.
         title: of the picture.

@@ -33,10 +33,8 @@ def draw_forecast(
         for number, (panel, (name, field)) in enumerate(zip(axes, shown, strict=False))
     ]
     in_unit = f" {unit}" if unit not in ("", "1") else ""
-    told = f"forecast - truth (RMSE {np.sqrt(np.square(error).mean()):.3g}{in_unit})"
-    image = style.show_map(
-        axes[-1], error, grid, told, labels=False, cmap=style.ERROR_COLOURS, vmin=-largest, vmax=largest
-    )
+    caption = f"forecast - truth (RMSE {np.sqrt(np.square(error).mean()):.3g}{in_unit})"
+    image = style.show_map(axes[-1], error, grid, caption, labels=False, cmap=style.ERROR_COLOURS, vmin=-largest, vmax=largest)
     in_unit = in_unit and f" ({unit})"
     look: dict[str, Any] = {"orientation": "horizontal", "shrink": 0.7, "aspect": 30, "extend": "both"}
     made.colorbar(images[0], ax=list(axes[:-1]), label=f"field{in_unit}", **{**look, "aspect": 50})

@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from smoe_hpc.errors import CheckpointError
+from smoe_hpc.files.regular import require_regular
 from smoe_hpc.layers import LocallyConnected2d, SpatialMoE2d, spatial_layers
 from smoe_hpc.report import curves, forecast, routing, style
+from smoe_hpc.runs.directory import RunDirectory
+from smoe_hpc.runs.metrics import read_events
 from smoe_hpc.scores import best_matching, confusion_matrix
 from smoe_hpc.tasks import HeatTask, RegionalTask, StoreTask, make_task
-from smoe_hpc.training import RunDirectory
+from smoe_hpc.tasks.heat import routing_of
 
 MOST_LAYERS = 4
 """Layers whose routing is drawn; the first ones of a deeper network."""
@@ -35,12 +38,14 @@ def make_pictures(run_dir: str | Path) -> list[Path]:
     Raises:
         RunError: the folder is not a run.
         DataError: the data are gone.
-        CheckpointError: weights of another model.
+        CheckpointError: weights of another model, or that are not what was written.
     """
     run = RunDirectory(Path(run_dir))
     task = make_task(run.recipe())
     if not run.weights.exists():
-        return _draw_curves(task, run.path)
+        return _draw_curves(task, run)
+    require_regular(run.weights)
+    run.check_weights()
     model = task.build_model()
     _load_weights(model, run.weights)
     return draw_pictures(task, run.path, model)
@@ -54,9 +59,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         left = model.load_state_dict(load_file(path), strict=False)  # a gate that layers share is kept once
     except (SafetensorError, RuntimeError) as error:  # damaged, or shapes that differ
         raise CheckpointError(f"{path} does not fit the recipe beside it: {str(error).splitlines()[0]}") from error
-    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
-        n for n, _ in model.named_parameters()
-    }
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {n for n, _ in model.named_parameters()}
     wrong = [*(name for name in left.missing_keys if name not in aliases), *left.unexpected_keys]
     if wrong:
         names = ", ".join(wrong[:3])
@@ -64,45 +67,45 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 
 def draw_pictures(task: StoreTask, run_dir: Path, model: nn.Module) -> list[Path]:
-    """Draw all pictures of a run into ``run_dir/pictures``; paths of what was drawn.
+    """Draw all pictures of a run into its folder of pictures; paths of what was drawn.
 
     Args:
         task: of the run.
-        run_dir: with metrics.jsonl.
+        run_dir: the run's folder; its metrics are read.
         model: trained; left in the mode it was in.
     """
+    run = RunDirectory(run_dir)
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
             return [
-                *_draw_curves(task, run_dir),
-                *_draw_routings(task, run_dir, model),
-                *_draw_filters(task, run_dir, model),
-                *_draw_forecast(task, run_dir, model),
+                *_draw_curves(task, run),
+                *_draw_routings(task, run, model),
+                *_draw_filters(task, run, model),
+                *_draw_forecast(task, run, model),
             ]
     finally:
         model.train(training)
 
 
-def _picture(run_dir: Path, name: str) -> Path:
-    return run_dir / "pictures" / f"{name}.png"
+def _picture(run: RunDirectory, name: str) -> Path:
+    return run.pictures / f"{name}.png"
 
 
-def _draw_curves(task: StoreTask, run_dir: Path) -> list[Path]:
-    metrics = run_dir / "metrics.jsonl"
-    if not metrics.exists():
+def _draw_curves(task: StoreTask, run: RunDirectory) -> list[Path]:
+    if not run.metrics.exists():
         return []
     score = "within_1pct" if isinstance(task, HeatTask) else task.selection.score
     unit = _unit(task) if score == "rmse" else ""
-    made = curves.draw_curves(curves.read_events(metrics), score, unit, f"{task.recipe.name}: learning curves")
-    return [] if made is None else [style.save(made, _picture(run_dir, "curves"))]
+    made = curves.draw_curves(read_events(run.metrics), score, unit, f"{task.recipe.name}: learning curves")
+    return [] if made is None else [style.save(made, _picture(run, "curves"))]
 
 
 def _unit(task: StoreTask) -> str:
     samples = task.samples("train")
-    place = samples.store.channel_indices(samples.target_channels[:1])[0]
-    return samples.store.units[place]
+    index = samples.store.channel_indices(samples.target_channels[:1])[0]
+    return samples.store.units[index]
 
 
 def _sample(task: StoreTask, model: nn.Module) -> tuple[Tensor, Tensor, int]:
@@ -120,7 +123,7 @@ def selections(model: nn.Module, inputs: Tensor) -> list[tuple[SpatialMoE2d, np.
 
     def note(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(layer, SpatialMoE2d)
-        indices = layer.gate.routing(layer.gate(arguments[0])[0], layer.expert_order).indices
+        indices = routing_of(layer, arguments[0])
         found[id(layer)] = (layer, (indices[0] if indices.dim() == 4 else indices).cpu().numpy())
 
     layers = spatial_layers(model)
@@ -133,7 +136,7 @@ def selections(model: nn.Module, inputs: Tensor) -> list[tuple[SpatialMoE2d, np.
     return [found[id(layer)] for layer in layers if id(layer) in found]
 
 
-def _draw_routings(task: StoreTask, run_dir: Path, model: nn.Module) -> list[Path]:
+def _draw_routings(task: StoreTask, run: RunDirectory, model: nn.Module) -> list[Path]:
     if not spatial_layers(model):
         return []
     region = task.region_map()
@@ -148,11 +151,11 @@ def _draw_routings(task: StoreTask, run_dir: Path, model: nn.Module) -> list[Pat
             if layer.selected > 1:
                 name += f", {layer.selected} of {layer.num_experts} experts a cell"
             made = routing.draw_experts(indices, task.grid, layer.num_experts, name)
-        drawn.append(style.save(made, _picture(run_dir, f"routing_{number}")))
+        drawn.append(style.save(made, _picture(run, f"routing_{number}")))
     return drawn
 
 
-def _draw_filters(task: StoreTask, run_dir: Path, model: nn.Module) -> list[Path]:
+def _draw_filters(task: StoreTask, run: RunDirectory, model: nn.Module) -> list[Path]:
     layers = getattr(model, "layers", None)
     if not layers or isinstance(layers[0], LocallyConnected2d):  # whose filters are as many as there are cells
         return []
@@ -171,10 +174,10 @@ def _draw_filters(task: StoreTask, run_dir: Path, model: nn.Module) -> list[Path
         made = routing.draw_stencils(weight[:, 0], stencils, matching, f"{name}: learned filters beside the true ones")
     else:
         made = routing.draw_filters(weight, f"{name}: filters of the first layer")
-    return [style.save(made, _picture(run_dir, "filters"))]
+    return [style.save(made, _picture(run, "filters"))]
 
 
-def _draw_forecast(task: StoreTask, run_dir: Path, model: nn.Module) -> list[Path]:
+def _draw_forecast(task: StoreTask, run: RunDirectory, model: nn.Module) -> list[Path]:
     inputs, targets, number = _sample(task, model)
     output, newest = model(inputs), task.newest()
     start = None if newest is None else inputs[:, newest]
@@ -190,7 +193,7 @@ def _draw_forecast(task: StoreTask, run_dir: Path, model: nn.Module) -> list[Pat
     assert fields[1] is not None
     assert fields[2] is not None
     made = forecast.draw_forecast(fields[0], fields[1], fields[2], task.grid, _unit(task), title)
-    return [style.save(made, _picture(run_dir, "forecast"))]
+    return [style.save(made, _picture(run, "forecast"))]
 
 
 def _when(task: StoreTask, number: int) -> str:

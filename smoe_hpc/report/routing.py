@@ -22,9 +22,7 @@ MOST_EXPERTS = 32
 MOST_FILTERS = 48
 
 
-def draw_routing_beside_regions(
-    experts: np.ndarray, region: np.ndarray, grid: Grid, num_experts: int, title: str
-) -> Figure:
+def draw_routing_beside_regions(experts: np.ndarray, region: np.ndarray, grid: Grid, num_experts: int, title: str) -> Figure:
     """True regions, learned routing in the colours of the regions its experts stand for, and where they differ.
 
     Args:
@@ -47,8 +45,8 @@ def draw_routing_beside_regions(
     style.show_map(axes[0], region % len(style.PALETTE), grid, "true regions", **options)
     style.show_map(axes[1], shown, grid, "learned routing", labels=False, **options)
     wrong = shown != region % len(style.PALETTE)
-    told = f"{int(wrong.sum())} of {wrong.size} cells differ ({100 * (1 - wrong.mean()):.2f} % agree)"
-    style.show_map(axes[2], wrong, grid, told, labels=False, cmap="Greys", vmin=0, vmax=1)
+    caption = f"{int(wrong.sum())} of {wrong.size} cells differ ({100 * (1 - wrong.mean()):.2f} % agree)"
+    style.show_map(axes[2], wrong, grid, caption, labels=False, cmap="Greys", vmin=0, vmax=1)
     entries = [(f"region {r}", r) for r in range(regions)]
     for n in range(num_experts):
         colour = int(colour_of[n])
@@ -173,6 +171,4 @@ def _draw_filter(axes: Axes, values: np.ndarray, title: str, scale: float, form:
     for (i, j), value in np.ndenumerate(values):
         if form:
             dark = abs(value) > 0.6 * scale
-            axes.text(
-                j, i, form.format(value), ha="center", va="center", fontsize=7, color="white" if dark else "black"
-            )
+            axes.text(j, i, form.format(value), ha="center", va="center", fontsize=7, color="white" if dark else "black")

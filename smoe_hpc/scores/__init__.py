@@ -1,7 +1,7 @@
 """Scores: what is added up over batches and processes, and what is made of the sums."""
 
 from smoe_hpc.scores.acc import AnomalyCorrelation
-from smoe_hpc.scores.accumulate import Accumulator, PointScore, PointSums, Results, region_masks
+from smoe_hpc.scores.accumulate import Accumulator, PointScore, PointSums, region_masks
 from smoe_hpc.scores.rmse import Mse, Rmse
 from smoe_hpc.scores.routing import (
     Matching,
@@ -21,7 +21,6 @@ __all__ = [
     "Mse",
     "PointScore",
     "PointSums",
-    "Results",
     "Rmse",
     "RoutingAgreement",
     "Within",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.scores.accumulate import Results
+from smoe_hpc.runs import Scores
 
 
 class AnomalyCorrelation:
@@ -56,7 +56,7 @@ class AnomalyCorrelation:
         """The sums themselves."""
         return {"total": self.total, "count": self.count}
 
-    def result(self) -> Results:
+    def result(self) -> Scores:
         """{"all": {score: value}}."""
         means = (self.total / self.count).cpu().tolist()
         return {"all": {f"{self.name}_{channel}": mean for channel, mean in zip(self.channels, means, strict=True)}}

@@ -2,7 +2,7 @@
 
 A score is the mean of some quantity over samples, then over places. Sums over samples are kept for each place in
 float64: adding them over processes gives exactly the state of one process that saw all samples (up to the order of
-addition), any region or area weight can be applied at the end, and the map of an error is there for a picture.
+addition), and any region or area weight can be applied at the end.
 
 Dimensions: B batch, C channels, H latitude rows, W longitude columns.
 """
@@ -17,18 +17,16 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.errors import DataError
-
-Results = dict[str, dict[str, float]]
-"""{region: {score: value}}; every score has the region "all"."""
+from smoe_hpc.runs import Scores
 
 
 class Accumulator(Protocol):
-    """Sums that can be added up over processes and asked for scores."""
+    """Sums that can be added up over processes, and the scores made of them."""
 
     def state(self) -> dict[str, Tensor]:
         """The sums themselves, not copies: add them up in place over processes, then ask for the result."""
 
-    def result(self) -> Results:
+    def result(self) -> Scores:
         """Scores of all that was added."""
 
 
@@ -50,9 +48,7 @@ def region_masks(region: np.ndarray | Tensor | None, grid: tuple[int, int]) -> d
         return masks
     numbers = torch.as_tensor(np.asarray(region)).long()
     if tuple(numbers.shape) != tuple(grid):
-        raise DataError(
-            f"region map has shape {tuple(numbers.shape)} but the grid is {tuple(grid)}; give a map of the grid"
-        )
+        raise DataError(f"region map has shape {tuple(numbers.shape)} but the grid is {tuple(grid)}; give a map of the grid")
     for r in range(int(numbers.max()) + 1):
         masks[f"region_{r}"] = (numbers == r).double()
     return masks
@@ -88,10 +84,6 @@ class PointSums:
         at_cells = self.total.cpu().mean(dim=0) if channel is None else self.total[channel].cpu()
         norm = weight.sum() * self.count.cpu()
         return float((at_cells * weight).sum() / norm) if float(norm) > 0 else float("nan")
-
-    def map(self) -> Tensor:
-        """Mean over samples at each channel and cell: [C, H, W] float64 on the CPU."""
-        return (self.total / self.count).cpu()
 
 
 class PointScore:
@@ -151,7 +143,7 @@ class PointScore:
         """The sums themselves."""
         return {"total": self.sums.total, "count": self.sums.count}
 
-    def result(self) -> Results:
+    def result(self) -> Scores:
         """{region: {score: value}}."""
         names: dict[str, int | None] = {self.name: None}
         if self.per_channel is not None:

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.scores.accumulate import Results
+from smoe_hpc.runs import Scores
 
 
 def confusion_matrix(experts: np.ndarray | Tensor, region: np.ndarray | Tensor, num_experts: int) -> np.ndarray:
@@ -58,11 +58,6 @@ class Matching:
     one_to_one: float
     many_to_one: float
 
-    @property
-    def expert_of_region(self) -> dict[int, int]:
-        """The expert of each region; a region that is left over (N < Q) has none."""
-        return {region: expert for expert, region in self.region_of_expert.items()}
-
 
 def best_matching(confusion: np.ndarray) -> Matching:
     """The matching of experts and regions that agrees on the most cells (Hungarian method).
@@ -96,9 +91,7 @@ def load_entropy(load: np.ndarray) -> float:
     return float(-(used * np.log(used)).sum() / np.log(len(share))) if len(share) > 1 else 1.0
 
 
-def stencil_differences(
-    filters: np.ndarray, stencils: np.ndarray, region_of_expert: dict[int, int]
-) -> dict[int, float]:
+def stencil_differences(filters: np.ndarray, stencils: np.ndarray, region_of_expert: dict[int, int]) -> dict[int, float]:
     """How far each learned filter is from the true stencil of its region.
 
     Args:
@@ -152,7 +145,7 @@ class RoutingAgreement:
         """The best matching over all that was added."""
         return best_matching(self.counts.cpu().numpy())
 
-    def result(self) -> Results:
+    def result(self) -> Scores:
         """{"all": {score: value}}."""
         matching = self.matching()
         scores = {"routing_agreement": matching.one_to_one}

@@ -8,32 +8,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from smoe_hpc.config import Recipe
+from smoe_hpc import __version__
+from smoe_hpc.config import Recipe, to_yaml
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.io.grids import Grid
-from smoe_hpc.io.order import Order
-from smoe_hpc.io.pipeline import Batch, Samples
+from smoe_hpc.io.loading.batch import Batch
+from smoe_hpc.io.loading.samples import Samples
+from smoe_hpc.io.sampling.order import Order
+from smoe_hpc.io.sampling.windows import Split
+from smoe_hpc.io.statistics.channel_statistics import Statistics
+from smoe_hpc.io.statistics.climatology import Climatology
+from smoe_hpc.io.store.layout import is_synthetic
 from smoe_hpc.models import build_model
-from smoe_hpc.scores import Accumulator, Results
+from smoe_hpc.runs import Scores, Selection
+from smoe_hpc.runs.description import ChannelScaling, Description
+from smoe_hpc.scores import Accumulator
 
 Feed = Callable[[Tensor, Batch, Tensor], None]
 """Adds a batch to one accumulator: (output [B, C, H, W], batch, valid [B] bool)."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The score that drives the schedule and picks the best checkpoint."""
-
-    split: str
-    region: str
-    score: str
-    mode: Literal["min", "max"]
 
 
 class Scoreboard:
@@ -57,13 +53,28 @@ class Scoreboard:
         states = ((name, part.state()) for name, (part, _) in self.parts.items())
         return {f"{name}.{key}": value for name, state in states for key, value in state.items()}
 
-    def result(self) -> Results:
+    def result(self) -> Scores:
         """{region: {score: value}} of all accumulators."""
-        merged: Results = {}
+        merged: Scores = {}
         for part, _ in self.parts.values():
             for region, scores in part.result().items():
                 merged.setdefault(region, {}).update(scores)
         return merged
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was taken from the training data, for a task on other data, which must not take it anew.
+
+    Args:
+        statistics: what normalises; None where nothing does.
+        climatology: of the training split; None leaves out the scores that need it.
+        days: what every split of the other data is.
+    """
+
+    statistics: Statistics | None
+    climatology: Climatology | None
+    days: Split
 
 
 class StoreTask(ABC):
@@ -71,14 +82,15 @@ class StoreTask(ABC):
 
     Args:
         recipe: the experiment.
+        learned: what is known already; None takes it from the training split.
 
     Raises:
         DataError: data that is missing or damaged.
         ConfigError: a model whose outputs are not as many as the targets.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, learned: Learned | None = None) -> None:
+        self.recipe, self.learned = recipe, learned
         self.model: nn.Module | None = None
         self._samples: dict[str, Samples] = {}
         self.prepare()
@@ -91,7 +103,7 @@ class StoreTask(ABC):
             )
 
     def prepare(self) -> None:
-        """Open what all splits share, before the first samples are asked for; nothing unless a task says so."""
+        """Open what all splits share, before the first samples; nothing unless a task overrides it."""
         return
 
     @property
@@ -110,6 +122,10 @@ class StoreTask(ABC):
     @abstractmethod
     def score(self, split: str) -> Scoreboard:
         """A new scorer for a split."""
+
+    def days(self, split: str) -> Split:
+        """The part of the data that a split is, of data that go by days."""
+        return Split(self.recipe.data.splits[split]) if self.learned is None else self.learned.days
 
     def samples(self, split: str) -> Samples:
         """Samples of a split, opened once.
@@ -152,9 +168,44 @@ class StoreTask(ABC):
         self.model = build_model(self.recipe, *sizes, self.region_map(), newest=[] if newest is None else newest)
         return self.model
 
-    def pictures(self, run_dir: Path, model: nn.Module) -> None:
-        """Draw the run's pictures into ``run_dir/pictures``."""
-        # Drawing stands above tasks and takes matplotlib, so it is imported only where a run wants pictures.
-        from smoe_hpc.report.pictures import draw_pictures
+    def describe(self) -> tuple[Description, dict[str, Tensor]]:
+        """What the model takes and gives, for `model.json`, and the fixed fields that it reads.
 
-        draw_pictures(self, run_dir, model)
+        Targets are those of evaluation that the model has outputs for.
+        """
+        samples, data, store = self.samples("train"), self.recipe.data, self.samples("train").store
+        newest, region = self.newest(), self.region_map()
+        fixed = {"constants": samples.constant_fields} if samples.constants else {}
+        if region is not None:
+            fixed["region_map"] = region
+        about = Description(
+            recipe=to_yaml(self.recipe),
+            step=0,
+            grid=self.grid,
+            axis="time" if "time" in store.coords else "run",
+            offsets=tuple(data.inputs),
+            inputs=_scalings(samples, samples.input_channels),
+            constants=samples.constants,
+            leads=tuple(data.all_leads),
+            lead_mode=data.lead_mode,
+            targets=_scalings(samples, samples.target_channels),
+            newest=None if newest is None else tuple(newest),
+            synthetic=is_synthetic(store.attributes),
+            version=__version__,
+            files={},
+        )
+        return about, fixed
+
+
+def _scalings(samples: Samples, names: list[str]) -> tuple[ChannelScaling, ...]:
+    """Of the named channels, as samples normalise them."""
+    store, statistics = samples.store, samples.statistics
+    numbers = (
+        {}
+        if statistics is None
+        else dict(zip(statistics.channels, zip(statistics.mean, statistics.std, strict=True), strict=True))
+    )
+    return tuple(
+        ChannelScaling(name, store.units[place], store.transforms[place], *numbers.get(name, (0.0, 1.0)))
+        for name, place in zip(names, store.channel_indices(names), strict=True)
+    )

@@ -8,19 +8,24 @@ Dimensions: B batch, H rows, W columns.
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from smoe_hpc.config.making import heat_command, how_to_make
 from smoe_hpc.errors import DataError
-from smoe_hpc.io.pipeline import Batch, Samples
-from smoe_hpc.io.samples import Split, Window
-from smoe_hpc.io.store import Store
+from smoe_hpc.files.regular import NotPlainError, parse_json
+from smoe_hpc.io.loading.batch import Batch
+from smoe_hpc.io.loading.samples import Samples
+from smoe_hpc.io.sampling.splits import Split
+from smoe_hpc.io.sampling.windows import Window
+from smoe_hpc.io.store.reader import Store
 from smoe_hpc.io.synthetic.heat import OBSERVED, STATE, split_path
 from smoe_hpc.layers import SpatialMoE2d, spatial_layers
+from smoe_hpc.runs import Selection
 from smoe_hpc.scores import Accumulator, Mse, Rmse, RoutingAgreement, Within, region_masks
-from smoe_hpc.tasks.base import Feed, Scoreboard, Selection, StoreTask
+from smoe_hpc.tasks.base import Feed, Scoreboard, StoreTask
 
 
 class HeatTask(StoreTask):
@@ -52,7 +57,7 @@ class HeatTask(StoreTask):
     def open_samples(self, split: str) -> Samples:
         """Samples of a split: targets ``heat``; with noise ``observed``, and ``heat`` behind it where it is scored."""
         data = self.recipe.data
-        store = Store(split_path(data.store, split))
+        store = Store(split_path(data.store, split, self._remedy()))
         self._check_noise(store)
         targets = [STATE]
         if self.noisy:
@@ -61,28 +66,39 @@ class HeatTask(StoreTask):
         window = Window(tuple(data.inputs), (data.lead,))
         return Samples(store, window, Split(runs) if runs else None, [STATE], targets, order=self.order)
 
+    def _remedy(self) -> str:
+        """What makes the data that are missing."""
+        if Path(self.recipe.data.store).is_file():
+            return "data.store is a file: set it to a folder of heat_train.h5, heat_validation.h5 and heat_test.h5"
+        return f"make it with {how_to_make(self.recipe)}"
+
     def _check_noise(self, store: Store) -> None:
-        made_with = json.loads(str(store.attributes.get("recipe", "{}")))
+        try:
+            made_with = parse_json(str(store.attributes.get("recipe", "{}")))
+        except NotPlainError as error:
+            again = heat_command(self.recipe, overwrite=True)
+            raise DataError(f"{store.path}: its attribute 'recipe' {error}; make the data with `{again}`") from error
         wanted = {"noise": self.recipe.data.noise}
         if self.noisy:
             wanted["noise_ratio"] = self.recipe.data.noise_ratio
         for name, value in wanted.items():
             if name in made_with and made_with[name] != value and self.noisy:
+                found = f"{made_with[name]:g}" if isinstance(made_with[name], (int, float)) else f"{made_with[name]!r:.40}"
                 raise DataError(
-                    f"{store.path} was made with {name}={made_with[name]:g} but the recipe says data.{name}={value:g}; "
-                    f"set data.{name}={made_with[name]:g} or make other data with `smoe-hpc data heat`"
+                    f"{store.path} was made with {name}={found} but the recipe says data.{name}={value:g}; "
+                    f"set data.{name}={found}, or replace it: `{heat_command(self.recipe, overwrite=True)}`"
                 )
         if self.noisy and OBSERVED not in store.channels:
             raise DataError(
                 f"{store.path} holds no noisy observations but the recipe says data.noise={self.recipe.data.noise:g}; "
-                "make them with `smoe-hpc data heat DIRECTORY --noise ...`, or set data.noise=0"
+                f"replace it: `{heat_command(self.recipe, overwrite=True)}`, or set data.noise=0"
             )
 
     def region_map(self) -> Tensor:
         """[H, W] int64, the true regions."""
         store = self.samples("train").store
         if "region" not in store.constants:
-            raise DataError(f"{store.path} has no constant 'region'; make the data with `smoe-hpc data heat`")
+            raise DataError(f"{store.path} has no constant 'region'; set data.store to data that `smoe-hpc data heat` has made")
         return torch.from_numpy(store.constants["region"].astype("int64"))
 
     def newest(self) -> list[int]:

@@ -11,14 +11,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from smoe_hpc.config.making import require_data
 from smoe_hpc.errors import DataError
-from smoe_hpc.io.pipeline import Batch, Samples
-from smoe_hpc.io.samples import Split, Window
-from smoe_hpc.io.series import open_store
-from smoe_hpc.io.statistics import Statistics, compute_statistics
+from smoe_hpc.io.loading.batch import Batch
+from smoe_hpc.io.loading.samples import Samples
+from smoe_hpc.io.sampling.splits import Split
+from smoe_hpc.io.sampling.windows import Window
+from smoe_hpc.io.statistics.channel_statistics import Statistics, compute_statistics
+from smoe_hpc.io.store.multi_file import open_store
 from smoe_hpc.layers import spatial_layers
+from smoe_hpc.runs import Selection
 from smoe_hpc.scores import Accumulator, Mse, Rmse, area_weights
-from smoe_hpc.tasks.base import Feed, Scoreboard, Selection, StoreTask
+from smoe_hpc.tasks.base import Feed, Scoreboard, StoreTask
 
 
 class RegionalTask(StoreTask):
@@ -33,20 +37,23 @@ class RegionalTask(StoreTask):
         recipe: with ``data.store`` a store file of times, or several.
 
     Raises:
-        DataError: a store that is missing, damaged, of runs instead of times, or without a variable asked for.
+        DataError: a store that is missing, damaged, of runs instead of times, or without a variable that the recipe names.
     """
 
     def prepare(self) -> None:
         """Open the store and take the training split's statistics."""
         data = self.recipe.data
+        require_data(self.recipe)
         self.store = open_store(data.store)
         if "time" not in self.store.coords:
             raise DataError(
-                f"{data.store} has no times but {', '.join(self.store.coords)}; for heat data set task=heat"
+                f"{data.store} has no times but {', '.join(self.store.coords)}; heat data are for recipes that set task=heat"
             )
         self.inputs = data.variables or self.store.channels
         self.targets = data.targets or self.inputs
-        self.statistics = self.take_statistics() if data.normalize else None
+        self.statistics: Statistics | None = None
+        if data.normalize:
+            self.statistics = self.take_statistics() if self.learned is None else self.learned.statistics
         self._weights = torch.from_numpy(self.store.grid.cos_latitude_weights())
 
     def take_statistics(self) -> Statistics:
@@ -73,11 +80,11 @@ class RegionalTask(StoreTask):
         """Samples whose inputs and target all lie inside the split."""
         data = self.recipe.data
         window = Window(tuple(data.inputs), (data.lead,))
-        chosen = (Split(data.splits[split]), self.inputs, self.targets, self.statistics)
+        chosen = (self.days(split), self.inputs, self.targets, self.statistics)
         return Samples(self.store, window, *chosen, order=self.order, gaps=data.gaps)
 
     def build_model(self) -> nn.Module:
-        """See `StoreTask.build_model`; layers that scale their error by the loss's weight are told it."""
+        """See `StoreTask.build_model`; layers that scale their error by the loss's weight are given it."""
         model = super().build_model()
         for layer in spatial_layers(model):
             if layer.routing_loss is not None and layer.routing_loss.error_scale == "loss_weight":

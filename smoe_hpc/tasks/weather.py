@@ -1,7 +1,7 @@
 """Medium-range weather as Rasp and Thuerey (2021) and the paper (section 4.2) set it up.
 
 Inputs are all channels at a few past hours and constant fields; targets a few channels some days ahead: of one lead, of
-several at once ("direct"), or of one that the model is told by an input channel ("continuous"). Precipitation, which is
+several at once ("direct"), or of one that an input channel gives to the model ("continuous"). Precipitation, which is
 stored as a logarithm that is 0 where it is dry, is only divided by its standard deviation, so that dry stays 0.
 
 Dimensions: B batch, L leads, Ct targets, H latitude rows, W longitude columns.
@@ -17,16 +17,22 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.config import Recipe
+from smoe_hpc.config.making import require_data
 from smoe_hpc.errors import ConfigError, DataError
-from smoe_hpc.io import transforms
-from smoe_hpc.io.climatology import Climatology, climatology_of, week_of
-from smoe_hpc.io.pipeline import Batch, Samples
-from smoe_hpc.io.samples import SECONDS_PER_HOUR, Split, Window
-from smoe_hpc.io.series import open_store
-from smoe_hpc.io.statistics import Statistics, statistics_of
-from smoe_hpc.io.team import SOLO, Team
+from smoe_hpc.io.communicator import SINGLE_PROCESS, Communicator
+from smoe_hpc.io.loading.batch import Batch
+from smoe_hpc.io.loading.samples import Samples
+from smoe_hpc.io.sampling.coordinates import SECONDS_PER_HOUR
+from smoe_hpc.io.sampling.splits import Split
+from smoe_hpc.io.sampling.windows import Window
+from smoe_hpc.io.statistics.channel_statistics import Statistics, statistics_of
+from smoe_hpc.io.statistics.climatology import Climatology, climatology_of, week_of
+from smoe_hpc.io.store import transforms
+from smoe_hpc.io.store.multi_file import open_store
+from smoe_hpc.progress import Progress
+from smoe_hpc.runs import Selection
 from smoe_hpc.scores import Accumulator, AnomalyCorrelation, Mse, Rmse
-from smoe_hpc.tasks.base import Feed, Scoreboard, Selection
+from smoe_hpc.tasks.base import Feed, Scoreboard
 from smoe_hpc.tasks.regional import RegionalTask
 
 
@@ -55,7 +61,11 @@ class WeatherTask(RegionalTask):
                 f"{self.store.path} covers {self.store.grid.describe()}, but weather is of the whole Earth; for a region "
                 "set task=regional"
             )
-        self.climatology: Climatology = climatology_of(self.store, self.training_split, self.targets)
+        self.climatology: Climatology | None
+        if self.learned is None:
+            self.climatology = climatology_of(self.store, self.training_split, self.targets)
+        else:
+            self.climatology = self.learned.climatology
         self._usual: tuple[Tensor, Tensor] | None = None
 
     def take_statistics(self) -> Statistics:
@@ -85,7 +95,7 @@ class WeatherTask(RegionalTask):
         return Samples(
             self.store,
             self.window(split),
-            Split(data.splits[split]),
+            self.days(split),
             self.inputs,
             self.targets,
             self.statistics,
@@ -124,15 +134,18 @@ class WeatherTask(RegionalTask):
 
         forecasts: dict[str, Callable[[Tensor, Batch], Tensor]] = {
             "rmse": lambda output, batch: self.in_units(output[:, mine]),
-            "climatology_rmse": lambda output, batch: self._usual_on(batch)[0].expand(len(output), -1, -1, -1),
-            "weekly_climatology_rmse": lambda output, batch: weekly(batch),
         }
+        if self.climatology is not None:
+            forecasts["climatology_rmse"] = lambda output, batch: self._usual_on(batch)[0].expand(len(output), -1, -1, -1)
+            forecasts["weekly_climatology_rmse"] = lambda output, batch: weekly(batch)
         if newest is not None:
             forecasts["persistence_rmse"] = lambda output, batch: self.in_units(batch.inputs[:, newest[:count]])
         parts: dict[str, tuple[Accumulator, Feed]] = {}
         for name, forecast in forecasts.items():
             rmse = Rmse(count, grid, name=name, weights=weights, per_channel=names)
             parts[f"{name}_{lead}h"] = (rmse, _feed(rmse, forecast, truth, lead if by_lead else None))
+        if self.climatology is None:
+            return parts
         acc = AnomalyCorrelation(names, weights)
 
         def correlate(output: Tensor, batch: Batch, valid: Tensor) -> None:
@@ -144,6 +157,7 @@ class WeatherTask(RegionalTask):
 
     def _usual_on(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Climatology [Ct, H, W] and its weeks [52, Ct, H, W], float64, where the batch is."""
+        assert self.climatology is not None
         device = batch.targets.device
         if self._usual is None or self._usual[0].device != device:
             parts = (torch.from_numpy(part).to(device) for part in (self.climatology.mean, self.climatology.weekly))
@@ -156,8 +170,8 @@ class WeatherTask(RegionalTask):
         samples = self.samples("train")
         mean, std = (part[:count].to(fields.device, torch.float64) for part in (samples.target_mean, samples.target_std))
         values = fields[:, :count].double() * std + mean
-        for channel, place in enumerate(self.store.channel_indices(self.targets)):
-            amount = transforms.threshold(self.store.transforms[place])
+        for channel, index in enumerate(self.store.channel_indices(self.targets)):
+            amount = transforms.threshold(self.store.transforms[index])
             if amount is not None:
                 values[:, channel] = amount * torch.expm1(values[:, channel])
         return values
@@ -171,9 +185,7 @@ def _of_lead(batch: Batch, valid: Tensor, lead: int | None) -> Tensor:
     return valid & (batch.leads == lead)
 
 
-def _feed(
-    rmse: Rmse, forecast: Callable[[Tensor, Batch], Tensor], truth: Callable[[Batch], Tensor], lead: int | None
-) -> Feed:
+def _feed(rmse: Rmse, forecast: Callable[[Tensor, Batch], Tensor], truth: Callable[[Batch], Tensor], lead: int | None) -> Feed:
     return lambda output, batch, valid: rmse.update(forecast(output, batch), truth(batch), _of_lead(batch, valid, lead))
 
 
@@ -185,13 +197,13 @@ def _weeks_at(samples: Samples, lead: int) -> Tensor:
 
 
 def prepare_data(
-    recipe: Recipe, team: Team = SOLO, progress: Callable[[int, int], None] | None = None
+    recipe: Recipe, communicator: Communicator = SINGLE_PROCESS, progress: Progress | None = None
 ) -> tuple[Statistics, Climatology]:
-    """Compute and keep what training takes from the cache: statistics and climatology. Collective over the team.
+    """Compute and keep what training takes from the cache: statistics and climatology. Collective over the communicator.
 
     Args:
         recipe: of a weather task.
-        team: who shares the work.
+        communicator: who shares the work.
         progress: called with (fields done, fields in all) of this rank, while it takes statistics.
 
     Raises:
@@ -203,11 +215,12 @@ def prepare_data(
             f"task={recipe.task} takes its statistics when it starts, there is nothing to prepare; only weather recipes "
             "have it done before"
         )
+    require_data(recipe)
     store, split = open_store(recipe.data.store), Split(recipe.data.splits["train"])
     inputs = recipe.data.variables or store.channels
     targets = recipe.data.targets or inputs
     names = list(dict.fromkeys([*inputs, *targets]))
     return (
-        statistics_of(store, split, names, team, compute="always", progress=progress),
-        climatology_of(store, split, targets, team, compute="always"),
+        statistics_of(store, split, names, communicator, compute="always", progress=progress),
+        climatology_of(store, split, targets, communicator, compute="always"),
     )

@@ -1,4 +1,4 @@
-"""Batches of a run's samples, as its recipe wants them read.
+"""Loaders of a run's samples as its recipe configures them, and errors that name bad data.
 
 Dimensions: B samples of a micro-batch of one rank.
 """
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from smoe_hpc.config import Recipe
 from smoe_hpc.errors import DataError, RunError
-from smoe_hpc.io.loader import Loader, epoch_items
-from smoe_hpc.io.pipeline import Samples
+from smoe_hpc.io.loading.loader import Loader
+from smoe_hpc.io.loading.samples import Samples
+from smoe_hpc.runs import Scores
 from smoe_hpc.training.processes import Processes
-from smoe_hpc.training.task import Scores, Task
+from smoe_hpc.training.task import Task
 
-MEND = (
-    "mend them or leave that time out of the split (`smoe-hpc data verify` lists all such values), and train under another "
-    "name"
+REMEDY = (
+    "mend them or leave that time out of the split (`smoe-hpc data verify` lists all such values), and train under another name"
 )
 
 
@@ -29,12 +29,12 @@ def open_loader(samples: Any, recipe: Recipe, processes: Processes, dtype: torch
     """A loader of this rank's batches on its device; the caller closes it.
 
     Raises:
-        DataError: a front that is not installed.
+        DataError: a backend that is not installed.
     """
     settings = recipe.loader
     return Loader(
         samples,
-        front=settings.front,
+        backend=settings.backend,
         workers=settings.workers,
         prefetch=settings.prefetch,
         verify=settings.verify,
@@ -46,7 +46,7 @@ def open_loader(samples: Any, recipe: Recipe, processes: Processes, dtype: torch
 
 
 class Loaders:
-    """Loaders of a task's splits, each opened when it is first wanted and kept.
+    """Loaders of a task's splits, each opened at first use and kept.
 
     Args:
         task: whose samples.
@@ -66,13 +66,13 @@ class Loaders:
         return self._open[split]
 
     def close(self) -> None:
-        """Close them all; what is wanted later is opened anew."""
+        """Close them all; one that is used later is opened again."""
         while self._open:
             self._open.popitem()[1].close()
 
 
 def sample_positions(recipe: Recipe, processes: Processes) -> list[Tensor]:
-    """Where each micro-batch of this rank lies in the global batch: [B] int64 each."""
+    """Indices within the global batch of each micro-batch of this rank: [B] int64 each."""
     training = recipe.training
     share = training.batch // processes.world
     first = processes.rank * share
@@ -88,12 +88,12 @@ def what_is_not_finite(samples: Any, recipe: Recipe, epoch: int, step_in_epoch: 
     if not isinstance(samples, Samples):
         return None
     first = step_in_epoch * recipe.training.batch
-    return _not_finite(samples, epoch_items(samples, recipe.training.seed, epoch)[first : first + recipe.training.batch])
+    return _not_finite(samples, samples.epoch_ids(recipe.training.seed, epoch)[first : first + recipe.training.batch])
 
 
 def what_is_not_finite_in_split(samples: Any) -> str | None:
     """Name a stored value of a whole split that is not finite; None if there is none, or nothing is stored."""
-    return _not_finite(samples, samples.all_items()) if isinstance(samples, Samples) else None
+    return _not_finite(samples, samples.all_ids()) if isinstance(samples, Samples) else None
 
 
 def _not_finite(samples: Samples, items: np.ndarray) -> str | None:
@@ -103,8 +103,23 @@ def _not_finite(samples: Samples, items: np.ndarray) -> str | None:
         return str(error)
 
 
+def remedy_of_divergence(kept: list[int], in_data: str | None, which: str) -> str:
+    """What an error about a loss or score that is not finite says about the way on.
+
+    Args:
+        kept: steps that have a checkpoint.
+        in_data: the stored value that is not finite, if one was found.
+        which: the data that were searched, e.g. "the test data".
+    """
+    last = f"checkpoint step_{kept[-1]} is from before" if kept else "nothing was saved"
+    if in_data is not None:
+        return f"{last}; {which} are at fault: {in_data}; {REMEDY}"
+    advice = "lower optimizer.lr or set optimizer.clip, look for non-finite values in the data, and train under another name"
+    return f"{last}; {advice}"
+
+
 def require_finite(scores: Scores, samples: Any, split: str) -> None:
-    """See that scores can be written down. Every rank has the same ones, so all of them raise or none.
+    """Check that scores are finite. Every rank has the same ones, so all of them raise or none.
 
     Raises:
         RunError: a score is not finite; it names the value in the split's data that is not, if there is one.
@@ -116,7 +131,7 @@ def require_finite(scores: Scores, samples: Any, split: str) -> None:
             what = f"{name} ({region}) on {split} is {value}"
             found = what_is_not_finite_in_split(samples)
             if found is not None:
-                raise RunError(f"{what}: the {split} data are at fault: {found}; {MEND}")
+                raise RunError(f"{what}: the {split} data are at fault: {found}; {REMEDY}")
             data = f"the {split} data are finite, so " if isinstance(samples, Samples) else ""
             raise RunError(
                 f"{what}: {data}the model has diverged, or nothing was there to be scored; lower optimizer.lr or set "

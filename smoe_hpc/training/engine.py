@@ -1,7 +1,7 @@
-"""One optimiser step on every rank: DeepSpeed's engine around the model, and what it leaves to us.
+"""One optimiser step on every rank: DeepSpeed's engine around the model, and what it does not do.
 
 DeepSpeed averages gradients over ranks, partitions optimiser state and gradients (ZeRO 1 and 2), accumulates and
-casts. What it does not do, or not as needed here, is done in this file and said where:
+casts. This file does the rest:
 
 * Clipping. Gates must not be clipped, nor count in the norm; DeepSpeed knows one norm of all groups. So its own
   clipping is off, and gradients are clipped between its backward and its step: whole ones at stage 0, this rank's
@@ -21,9 +21,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from smoe_hpc import compat
 from smoe_hpc.config import Recipe, check_world
+from smoe_hpc.launch import rendezvous
 from smoe_hpc.training.optimizers import make_optimizer, state_names, state_of_step
 from smoe_hpc.training.processes import Processes
 
@@ -58,10 +59,12 @@ class Engine:
         self._clipped = [group["clip"] for group in self._optimizer.param_groups]
         self._clipped_parameters = [p for g in self._optimizer.param_groups if g["clip"] for p in g["params"]]
         self._base_lrs = [group["lr"] for group in self._optimizer.param_groups]
-        self._engine = _initialize(self.model, self._optimizer, recipe, self.stage, processes)
+        with processes.at("broadcast (parameters)"):
+            self._engine = _initialize(self.model, self._optimizer, recipe, self.stage, processes)
+        rendezvous.same_time_out()  # DeepSpeed makes groups of its own
         self._averages = processes.world > 1 and self.dtype == torch.float64
         if processes.world == 1 or self._averages:
-            self._engine.enable_backward_allreduce = False
+            compat.reduce_nothing_in_backward(self._engine)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Output of the model, in the precision of its parameters (bf16 autocast is undone, losses are float32)."""
@@ -85,10 +88,15 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of a micro-batch; the last of a step reduces them over ranks (collective)."""
-        self._engine.backward(loss)
+        with self._processes.at("all_reduce (gradients)"):
+            self._engine.backward(loss)
 
     def step(self) -> None:
         """End a micro-batch; the last of a step clips gradients and moves the parameters (collective)."""
+        with self._processes.at("all_gather (parameters)" if self.stage else "all_reduce (gradients)"):
+            self._step()
+
+    def _step(self) -> None:
         if self._engine.is_gradient_accumulation_boundary():
             if self._processes.world == 1:
                 # other worlds give an unused parameter a zero gradient, which decays it; so must one process
@@ -103,10 +111,10 @@ class Engine:
 
     def _average_gradients(self) -> None:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        flat = _flatten_dense_tensors(gradients)
+        flat = compat.flattened(gradients)
         dist.all_reduce(flat)
         flat /= self._processes.world
-        for parameter, mean in zip(self._parameters, _unflatten_dense_tensors(flat, gradients), strict=True):
+        for parameter, mean in zip(self._parameters, compat.unflattened(flat, gradients), strict=True):
             parameter.grad = mean
 
     def _clip_gradients(self, largest: float) -> None:
@@ -114,15 +122,15 @@ class Engine:
         if self.stage == 0:
             nn.utils.clip_grad_norm_(self._clipped_parameters, largest)
             return
-        averaged = self._engine.optimizer.averaged_gradients  # {group: this rank's part of its gradients}
+        averaged = compat.averaged_gradients(self._engine)
         parts = [part for group, clipped in enumerate(self._clipped) if clipped for part in averaged[group] or []]
         square = torch.zeros((), device=self._processes.device)
-        for norm in torch._foreach_norm(parts) if parts else ():
+        for norm in compat.norms(parts) if parts else ():
             square += norm.float() ** 2
         dist.all_reduce(square)
         scale = (largest / (square.sqrt() + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_, without asking the device
         if parts:
-            torch._foreach_mul_(parts, scale)
+            compat.scale_(parts, scale)
 
     def scale_learning_rates(self, scale: float) -> None:
         """Set every group's learning rate to ``scale`` times the recipe's."""
@@ -140,11 +148,11 @@ class Engine:
             return {f"{name}.{self._names[p]}": self._optimizer.state[p][name] for p in self._parameters for name in names}
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        self._link_partitions()
+        compat.link_optimizer_states(self._engine)
         return {f"{name}.{self._names[p]}": safe_get_full_optimizer_state(p, name) for p in self._parameters for name in names}
 
     def load_optimizer_state(self, state: dict[str, Tensor], step: int) -> None:
-        """Take up what `optimizer_state` gave after ``step`` steps, at any world size and stage."""
+        """Load what `optimizer_state` gave after ``step`` steps, at any world size and stage."""
         names = state_names(self._optimizer)
         if not self.stage:
             for p in self._parameters:
@@ -157,21 +165,16 @@ class Engine:
             for flat in group["params"]:  # by now one flat partition a group
                 empty = {name: torch.zeros_like(flat) for name in names}
                 self._optimizer.state[flat] = state_of_step(self._optimizer, flat, step, empty)
-        self._link_partitions()
+        compat.link_optimizer_states(self._engine)
         for p in self._parameters:
             for name in names:
                 whole = state[f"{name}.{self._names[p]}"].to(p)
                 safe_set_full_optimizer_state(p, whole, name)
 
-    def _link_partitions(self) -> None:
-        """Let parameters of every group find their state: DeepSpeed links once, after the first group's first step."""
-        self._engine.optimizer._hp_optimizer_states_linked = False
-        self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-
     def weights_changed(self) -> None:
-        """To be called after parameters were written from outside: ZeRO renews its master copy."""
+        """Call this after parameters were written from outside: ZeRO renews its master copy."""
         if self.stage:
-            self._engine.optimizer.refresh_fp32_params()
+            compat.renew_master_weights(self._engine)
 
 
 def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, stage: int, processes: Processes) -> Any:

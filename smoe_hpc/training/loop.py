@@ -16,36 +16,43 @@ from torch import Tensor
 
 from smoe_hpc.config import Recipe
 from smoe_hpc.errors import RunError
-from smoe_hpc.io.loader import Batches
-from smoe_hpc.io.order import steps_per_epoch
+from smoe_hpc.io.loading.loader import Batches
+from smoe_hpc.io.sampling.order import steps_per_epoch
 from smoe_hpc.layers import begin_step, end_step, hold_routing, routing_loss, routing_metrics
-from smoe_hpc.training.batches import MEND, Loaders, sample_positions, what_is_not_finite, what_is_not_finite_in_split
+from smoe_hpc.runs.identity import identity_of
+from smoe_hpc.runs.position import Position
+from smoe_hpc.training.batches import (
+    Loaders,
+    remedy_of_divergence,
+    sample_positions,
+    what_is_not_finite,
+    what_is_not_finite_in_split,
+)
 from smoe_hpc.training.checkpoint import Checkpoints
 from smoe_hpc.training.engine import Engine
 from smoe_hpc.training.metrics import Log, StepRecords
-from smoe_hpc.training.position import Position
 from smoe_hpc.training.processes import Processes
 from smoe_hpc.training.progress import Watch
-from smoe_hpc.training.run_directory import identity_of
 from smoe_hpc.training.scoring import score
 from smoe_hpc.training.signals import Requests, RunInterrupted
 from smoe_hpc.training.state import all_tensors, data_identity, grid_in_words
 from smoe_hpc.training.task import Task
 
 READ_BACK = 50  # steps whose losses stay on the device before they are read together
+FIRST_CHECKPOINT = 60.0  # seconds after which a run has a checkpoint, whatever its recipe says
 
 
 class Loop:
-    """Trains a model from where it stands to the end of its recipe.
+    """Trains a model from its position to the end of its recipe.
 
     Args:
-        recipe: how long, in which portions.
+        recipe: how long to train, batch size, accumulation.
         task: data, loss, scores.
         engine: the model and its optimiser, in the state of ``position``.
         position: where the run stands.
         checkpoints: where to save.
-        log: what to write down.
-        watch: what to show.
+        log: metrics files.
+        watch: progress for a person.
         processes: the ranks; every method is collective over them.
 
     Raises:
@@ -77,6 +84,7 @@ class Loop:
             )
         self._records = StepRecords(processes, recipe.run.log_every)
         self._saved_step = position.step
+        self._has_checkpoint = position.step > 0  # it goes on from one
         self._saved_at = self._began = self._read_at = time.monotonic()
         self._first_step = self._read_step = position.step
         self._waited = self._read_waited = 0.0
@@ -139,10 +147,11 @@ class Loop:
         """One optimiser step."""
         position, training, engine = self.position, self._recipe.training, self._engine
         total: Tensor | None = None
+        self._processes.at_step(position.step + 1)
         for samples in self._positions:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             batch = next(batches)
-            self._waited += time.perf_counter() - asked
+            self._waited += time.perf_counter() - began
             begin_step(engine.model, position.step, samples)
             loss = self._task.loss(engine(batch.inputs), batch)
             engine.backward(loss + routing_loss(engine.model))
@@ -151,7 +160,8 @@ class Loop:
         assert total is not None
         if training.accumulation > 1:
             total = total / training.accumulation
-        end_step(engine.model, position.step, refresh=training.routing_refresh, delay=training.routing_delay)
+        with self._processes.at("all_reduce (routing)"):
+            end_step(engine.model, position.step, refresh=training.routing_refresh, delay=training.routing_delay)
         step = position.step + 1
         others = routing_metrics(engine.model) if self._records.logged(step) else {}
         if step % training.routing_refresh:
@@ -160,9 +170,11 @@ class Loop:
         self.position = replace(position, step=step, in_epoch=position.in_epoch + 1, settled=False)
 
     def _after_step(self, requests: Requests) -> None:
-        """Read back, settle, save and stop, as the step just made asks."""
+        """Read back, settle, save and stop, where the step just made requires it."""
         now = time.monotonic()
         period = self._recipe.run.checkpoint_seconds
+        if not self._has_checkpoint:
+            period = FIRST_CHECKPOINT if period is None else min(period, FIRST_CHECKPOINT)
         stop, late = requests.poll(period is not None and now - self._saved_at >= period)
         if stop:
             self._save()
@@ -205,15 +217,17 @@ class Loop:
         value = scores[selection.region][selection.score]
         if not math.isfinite(value):
             found = what_is_not_finite_in_split(self._task.samples(selection.split))
-            remedy = self._remedy(found, f"the {selection.split} data")
+            remedy = remedy_of_divergence(self._checkpoints.steps(), found, f"the {selection.split} data")
             raise RunError(f"{selection.score} on {selection.split} is {value} at step {position.step}: {remedy}")
         before = position.plateau
         plateau = before.after(value, position.step, recipe.schedule, recipe.optimizer.lr, selection.mode)
         rates = self._engine.learning_rates()
-        self._log.event("validation", position.step, position.epoch, split=selection.split, scores=scores, lr=rates)
+        best = {"score": selection.score, "value": plateau.best, "step": plateau.best_step}
+        self._log.event("validation", position.step, position.epoch, split=selection.split, scores=scores, lr=rates, best=best)
         self._log.timing(step=position.step, validation_seconds=time.monotonic() - began)
         self._log.flush()
-        self._watch.say(f"step {position.step}, epoch {position.epoch}: {selection.split} {selection.score} {value:.6g}")
+        where = f"step {position.step}, epoch {position.epoch}"
+        self._watch.say(f"{where}: {selection.split} {selection.score} {value:.6g}, {plateau.in_words(position.step)}")
         if plateau.scale != before.scale:
             self._engine.scale_learning_rates(plateau.scale)
             self._watch.say(f"no improvement for a while: learning rates times {plateau.scale:g} from here on")
@@ -233,7 +247,7 @@ class Loop:
         return self.position.plateau.best_step
 
     def _read_back(self) -> None:
-        """Losses of the steps since the last time, from the device into metrics.jsonl.
+        """Move the losses of the steps since the last call from the device into metrics.jsonl.
 
         Raises:
             RunError: one is not finite; it names the step, and the value in its data that is not, if there is one.
@@ -241,11 +255,14 @@ class Loop:
         rates = self._engine.learning_rates()
         loss_sum = self.position.loss_sum
         loss = None
-        for step, epoch, values in self._records.take():
+        with self._processes.at("all_reduce (losses)"):
+            taken = self._records.take()
+        for step, epoch, values in taken:
             loss = values["loss"]
             if not math.isfinite(loss):
                 self._log.flush()
-                remedy = self._remedy(what_is_not_finite(self._samples, self._recipe, epoch, self._in_epoch(step, epoch)))
+                found = what_is_not_finite(self._samples, self._recipe, epoch, self._in_epoch(step, epoch))
+                remedy = remedy_of_divergence(self._checkpoints.steps(), found, "the data of its batch")
                 raise RunError(f"loss is {loss} at step {step} (epoch {epoch}): {remedy}")
             loss_sum += loss
             if self._records.logged(step):
@@ -253,7 +270,8 @@ class Loop:
         if loss is None:
             return
         self.position = replace(self.position, loss_sum=loss_sum)
-        self._watch.note(f"loss {loss:.4g}")
+        best = self.position.plateau.best
+        self._watch.note(f"loss {loss:.4g}" + ("" if best is None else f", best {self._task.selection.score} {best:.6g}"))
         now, steps = time.monotonic(), self.position.step - self._read_step
         seconds = max(now - self._read_at, 1e-9)
         self._log.timing(
@@ -266,18 +284,8 @@ class Loop:
         self._read_at, self._read_step, self._read_waited = now, self.position.step, self._waited
 
     def _in_epoch(self, step: int, epoch: int) -> int:
-        """Number within its epoch, from 0, of the step that was made as the ``step``th."""
+        """Index within its epoch of the optimiser step numbered ``step``, which counts from 1."""
         return step - 1 - epoch * self._epoch_steps
-
-    def _remedy(self, in_data: str | None, which: str = "the data of its batch") -> str:
-        kept = self._checkpoints.steps()
-        last = f"checkpoint step_{kept[-1]} is from before" if kept else "nothing was saved"
-        if in_data is not None:
-            return f"{last}; {which} are at fault: {in_data}; {MEND}"
-        return (
-            f"{last}; lower optimizer.lr or set optimizer.clip, look for non-finite values in the data, "
-            "and train under another name"
-        )
 
     def _save(self) -> None:
         """Write a checkpoint of this step, once its loss is known to be finite."""
@@ -286,5 +294,7 @@ class Loop:
         state = {"position": self.position.as_dict(), "log": self._log.sizes()}
         tensors = all_tensors(self._engine)
         self._checkpoints.save(self.position.step, tensors, state, self.identity, self.position.plateau.best_step)
+        self._log.saved()
+        self._has_checkpoint = True
         self._saved_step, self._saved_at = self.position.step, time.monotonic()
         self._log.timing(step=self.position.step, checkpoint_seconds=self._saved_at - began)

@@ -9,6 +9,7 @@ and `together` carry errors across.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import torch.distributed as dist
 
 from smoe_hpc import errors
 from smoe_hpc.launch import rendezvous
+from smoe_hpc.launch.pulse import Pulse
 
 T = TypeVar("T")
 
@@ -33,12 +35,23 @@ class Processes:
         world: number of processes.
         device: where this process computes.
         control: gloo group for small decisions; None with one process.
+        pulse: signs of life of all of them; None with one process, or where somebody else started the group.
     """
 
     rank: int
     world: int
     device: torch.device
     control: dist.ProcessGroup | None
+    pulse: Pulse | None = None
+
+    def at(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Around a collective: its name, e.g. "all_reduce (gradients)", for error messages."""
+        return contextlib.nullcontext() if self.pulse is None else self.pulse.at(what)
+
+    def at_step(self, step: int) -> None:
+        """Note the optimiser step that begins, counted from 1, for error messages."""
+        if self.pulse is not None:
+            self.pulse.step = step
 
     @property
     def first(self) -> bool:
@@ -56,7 +69,8 @@ class Processes:
             except Exception as error:
                 dist.broadcast_object_list([_named(error)], src=0, group=self.control)
                 raise
-        dist.broadcast_object_list(outcome, src=0, group=self.control)
+        with self.at("broadcast (what rank 0 found)"):
+            dist.broadcast_object_list(outcome, src=0, group=self.control)
         kind, value = outcome[0]
         if kind:
             raise _error(kind, str(value))
@@ -75,7 +89,8 @@ class Processes:
         except Exception as error:
             failure = error
         outcomes: list[tuple[str, str]] = [("", "")] * self.world
-        dist.all_gather_object(outcomes, _named(failure) if failure else ("", ""), group=self.control)
+        with self.at("all_gather (whether it went well)"):
+            dist.all_gather_object(outcomes, _named(failure) if failure else ("", ""), group=self.control)
         if failure:
             raise failure
         for rank, (kind, message) in enumerate(outcomes):
@@ -86,12 +101,8 @@ class Processes:
     def sum(self, value: torch.Tensor) -> None:
         """Replace a tensor by its sum over all ranks (collective, in place)."""
         if self.world > 1:
-            dist.all_reduce(value, group=self.control if value.device.type == "cpu" else None)
-
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.world > 1:
-            dist.barrier(group=self.control)
+            with self.at("all_reduce (sums)"):
+                dist.all_reduce(value, group=self.control if value.device.type == "cpu" else None)
 
 
 def _named(error: Exception) -> tuple[str, str]:
@@ -123,7 +134,8 @@ def join() -> Processes:
         torch.cuda.set_device(device)
     world = dist.get_world_size()
     control = _control_group(dist.group.WORLD) if world > 1 else None
-    return Processes(rank=dist.get_rank(), world=world, device=device, control=control)
+    rendezvous.same_time_out()
+    return Processes(rank=dist.get_rank(), world=world, device=device, control=control, pulse=rendezvous.own_pulse())
 
 
 @functools.lru_cache(maxsize=1)

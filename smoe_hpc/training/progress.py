@@ -1,4 +1,4 @@
-"""How far the run is, for a person who watches: a live bar on a terminal, a plain line now and then in a pipe."""
+"""Progress of a run for a person: a live bar on a terminal, a line every ten seconds in a pipe."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from smoe_hpc.text import printable
 
 _REFRESH = 0.25  # seconds between updates of the bar
 _LINES = 10.0  # seconds between lines in a pipe
@@ -19,11 +21,11 @@ class Watch:
         name: of the run.
         total: steps at most.
         done: steps done before this process started.
-        active: False shows nothing (ranks other than 0, or not wanted).
+        active: False shows nothing (ranks other than 0, or progress switched off).
     """
 
     def __init__(self, name: str, total: int, done: int, active: bool) -> None:
-        self._name, self._total, self._before = name, total, done
+        self._name, self._total, self._before = printable(name), total, done
         self._bar: Progress | None = None
         self._active = active
         self._started = self._shown = time.monotonic()
@@ -32,12 +34,12 @@ class Watch:
         if active and sys.stderr.isatty():
             self._period = _REFRESH
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
+                TextColumn("{task.completed}/{task.total} {task.fields[text]}", markup=False),
             )
             self._bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4, transient=True)
-            self._task = self._bar.add_task(name, total=total, completed=done, text="")
+            self._task = self._bar.add_task(self._name, total=total, completed=done, text="")
             self._bar.start()
 
     def due(self, now: float) -> bool:
@@ -49,8 +51,8 @@ class Watch:
 
         Args:
             step: steps done.
-            samples: samples that all ranks took in this process's time.
-            waited: seconds of it that this rank waited for data.
+            samples: samples that all ranks have processed since this process started.
+            waited: seconds since then that this rank waited for data.
             now: ``time.monotonic()``.
         """
         self._shown = now
@@ -65,20 +67,21 @@ class Watch:
             print(f"{self._name}: step {step}/{self._total}, {text}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """What to show beside the rates from now on, such as the last score."""
-        self._note = f", {text}" if text else ""
+        """Text to show beside the rates from now on, such as the last score."""
+        self._note = f", {printable(text)}" if text else ""
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays visible."""
         if not self._active:
             return
+        line = f"{self._name}: {printable(text)}"
         if self._bar:
-            self._bar.console.print(f"{self._name}: {text}", highlight=False)
+            self._bar.console.print(line, highlight=False, markup=False)
         else:
-            print(f"{self._name}: {text}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the bar."""
         if self._bar:
             self._bar.stop()
 

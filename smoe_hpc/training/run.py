@@ -1,11 +1,8 @@
-"""A whole run: claim its folder, go on from where it stands, train, score the best weights, write down what came
-out.
-"""
+"""A whole run: claim its folder, resume, train, score the best weights, write the results."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -13,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from smoe_hpc.config import Recipe
-from smoe_hpc.errors import RunError
-from smoe_hpc.training import files
+from smoe_hpc.errors import CheckpointError, RunError
+from smoe_hpc.runs import Scores, layout
+from smoe_hpc.runs.directory import RunDirectory
+from smoe_hpc.runs.position import Position
 from smoe_hpc.training.batches import require_finite
 from smoe_hpc.training.checkpoint import Checkpoints, Saved
 from smoe_hpc.training.engine import Engine
@@ -24,19 +24,26 @@ from smoe_hpc.training.failures import shared_failures
 from smoe_hpc.training.loop import Loop
 from smoe_hpc.training.memory import keep_freed_memory
 from smoe_hpc.training.metrics import Log
-from smoe_hpc.training.position import Position, resume_state
+from smoe_hpc.training.model_files import write_description, write_model
 from smoe_hpc.training.processes import Processes, join
 from smoe_hpc.training.progress import Watch
-from smoe_hpc.training.run_directory import RunDirectory
 from smoe_hpc.training.scoring import score
 from smoe_hpc.training.signals import Requests
-from smoe_hpc.training.state import grid_in_words, load_everything, load_model, model_tensors, refuse_other_data
-from smoe_hpc.training.task import Scores, Task
+from smoe_hpc.training.state import grid_in_words, load_everything, load_model, model_tensors, refuse_other_data, resume_state
+from smoe_hpc.training.task import Draw, Task
 
 _log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, task: Task, *, run_dir: str | Path, resume: bool = True, progress: bool = True) -> dict[str, Scores]:
+def train(
+    recipe: Recipe,
+    task: Task,
+    *,
+    run_dir: str | Path,
+    resume: bool = True,
+    progress: bool = True,
+    draw: Draw | None = None,
+) -> dict[str, Scores]:
     """Train a recipe's model, or go on with it. Collective over all processes of the job.
 
     A run that was killed goes on from its newest whole checkpoint and ends with the same numbers, to the bit on a CPU. A
@@ -47,7 +54,9 @@ def train(recipe: Recipe, task: Task, *, run_dir: str | Path, resume: bool = Tru
         task: the recipe's task.
         run_dir: the run's folder, created if missing.
         resume: False refuses a folder that holds a run.
-        progress: show how far it is.
+        progress: show progress on stderr.
+        draw: draws the pictures of the run that has just ended, on rank 0, unless ``run.pictures`` is false; if it fails,
+            a warning says so and the run counts all the same.
 
     Returns:
         {split: {region: {score: value}}} of the best checkpoint, for validation and test; also in scores.json.
@@ -55,31 +64,42 @@ def train(recipe: Recipe, task: Task, *, run_dir: str | Path, resume: bool = Tru
     Raises:
         RunError: the folder is in use, belongs to another recipe or to other data, or has been trained for longer than
             the recipe asks; a loss or score is not finite; another rank failed.
-        RunInterrupted: a signal asked to stop.
+        RunInterrupted: it was signalled to stop.
         CheckpointError: a checkpoint cannot be written, or those there are damaged or of another model.
         DataError: the data cannot be read.
     """
     processes = join()
     run = RunDirectory(Path(run_dir))
     with contextlib.ExitStack() as held:
+        held.enter_context(shared_failures(processes))
         processes.on_first(lambda: _enter(held, run))
         processes.on_first(lambda: run.check(recipe, resume))
         scores = processes.on_first(lambda: _scores_of_ended(recipe, task, run))
         if scores is None:
             held.enter_context(_arithmetic(recipe, processes))
-            scores = _train(recipe, task, run, processes, progress)
+            scores, model = _train(recipe, task, run, processes, progress)
+            if draw is not None and recipe.run.pictures:
+                processes.on_first(lambda: _draw(draw, run, model))
+            return scores
+        ended = run.ending() if progress and processes.first else None
+        if ended is not None:
+            watch = Watch(recipe.name, 0, 0, active=True)
+            watch.say(ended.how_to_go_on())
+            watch.close()
         return scores
 
 
 def _scores_of_ended(recipe: Recipe, task: Task, run: RunDirectory) -> dict[str, Scores] | None:
     """Scores of a run that has nothing more to do, of this recipe and these data; else None."""
-    ended, scores = run.ended_at(), run.finished_scores(recipe)
+    ended = run.ending()
+    scores = None if ended is None else run.finished_scores(recipe, ended)
     if ended is None or scores is None:
         return None
-    position, identity = ended
-    _refuse_beyond(recipe, run, position)
-    refuse_other_data(task, run.path, identity)
+    _refuse_beyond(recipe, run, ended.position)
+    refuse_other_data(task, run.path, ended.identity)
     run.claim(recipe)
+    if not (run.path / layout.MODEL).exists():  # of an early version
+        write_description(run, task, ended.best_step)
     return scores
 
 
@@ -88,14 +108,14 @@ def _refuse_beyond(recipe: Recipe, run: RunDirectory, position: Position) -> Non
     steps, epochs = recipe.training.max_steps, recipe.training.epochs
     begun = position.epoch + (position.in_epoch > 0)
     if steps is not None and position.step > steps:
-        key, asked, least = "max_steps", steps, position.step
+        key, limit, least = "max_steps", steps, position.step
     elif begun > epochs:
-        key, asked, least = "epochs", epochs, begun
+        key, limit, least = "epochs", epochs, begun
     else:
         return
     raise RunError(
-        f"run directory {run.path} is at step {position.step} in epoch {position.epoch}, beyond training.{key}={asked}; "
-        f"train under another --run-name, or give the old limit (training.{key}={least} or more)"
+        f"run directory {run.path} is at step {position.step} in epoch {position.epoch}, beyond training.{key}={limit}; "
+        f"train under another run.root or --run-name, or give the old limit (training.{key}={least} or more)"
     )
 
 
@@ -103,9 +123,13 @@ def _enter(held: contextlib.ExitStack, run: RunDirectory) -> None:
     held.enter_context(run.locked())
 
 
-def _train(recipe: Recipe, task: Task, run: RunDirectory, processes: Processes, progress: bool) -> dict[str, Scores]:
+def _train(
+    recipe: Recipe, task: Task, run: RunDirectory, processes: Processes, progress: bool
+) -> tuple[dict[str, Scores], nn.Module]:
+    """Train to the end; scores of the best checkpoint, and the model as it was there."""
     checkpoints = Checkpoints(run.checkpoints, processes, recipe.run.keep)
-    saved = checkpoints.newest()
+    saved = checkpoints.newest(lambda found: _refuse_unusable(found, run, checkpoints))
+    begun = processes.on_first(lambda: _how_it_begins(run, saved))
     position, sizes = resume_state(saved)
     processes.on_first(lambda: _refuse_beyond(recipe, run, position))
     if saved is not None:
@@ -113,12 +137,34 @@ def _train(recipe: Recipe, task: Task, run: RunDirectory, processes: Processes, 
     processes.on_first(lambda: run.claim(recipe))
     processes.on_first(run.reopen)
     processes.on_first(checkpoints.clear_partial)
-    with shared_failures(processes):
-        return _train_from(saved, position, sizes, recipe, task, run, checkpoints, processes, progress)
+    return _train_from(saved, begun, position, sizes, recipe, task, run, checkpoints, processes, progress)
+
+
+def _refuse_unusable(saved: Saved, run: RunDirectory, checkpoints: Checkpoints) -> None:
+    """CheckpointError if a run cannot go on from a whole checkpoint: lines or the best weights it counts on are gone."""
+    position, sizes = resume_state(saved)
+    run.refuse_lost_lines(sizes)
+    best = position.plateau.best_step
+    if best not in (None, saved.step):
+        try:
+            checkpoints.check(best)
+        except CheckpointError as error:
+            raise CheckpointError(f"step_{saved.step} counts on a better one: {error}") from None
+
+
+def _how_it_begins(run: RunDirectory, saved: Saved | None) -> str:
+    """The first line of progress: where the run goes on, or that it starts anew, and why."""
+    if saved is not None:
+        position, _ = resume_state(saved)
+        return f"goes on from step {position.step}, epoch {position.epoch} ({saved.path.name})"
+    if run.has_lines():
+        return "starts anew at step 0: it was stopped before its first checkpoint"
+    return "starts at step 0: a new run"
 
 
 def _train_from(
     saved: Saved | None,
+    begun: str,
     position: Position,
     sizes: dict[str, int],
     recipe: Recipe,
@@ -127,18 +173,17 @@ def _train_from(
     checkpoints: Checkpoints,
     processes: Processes,
     progress: bool,
-) -> dict[str, Scores]:
+) -> tuple[dict[str, Scores], nn.Module]:
     torch.manual_seed(recipe.training.seed)  # a model that draws from torch's generator starts alike on every rank
     engine = Engine(task.build_model(), recipe, processes)
     if saved is not None:
         load_everything(engine, saved, task)
     total = _steps_at_most(recipe, task)
     watch = Watch(recipe.name, total, position.step, progress and processes.first)
-    if saved is not None:
-        watch.say(f"goes on from step {position.step}, epoch {position.epoch}")
+    watch.say(begun)
     try:
         with (
-            Log(run.path, sizes, active=processes.first, tensorboard=recipe.run.tensorboard, step=position.step) as log,
+            Log(run, sizes, active=processes.first, tensorboard=recipe.run.tensorboard, step=position.step) as log,
             Requests(processes) as requests,
         ):
             loop = Loop(recipe, task, engine, position, checkpoints, log, watch, processes)
@@ -151,7 +196,7 @@ def _train_from(
     for split, of_split in scores.items():
         require_finite(of_split, task.samples(split), split)
     processes.on_first(lambda: _write_results(recipe, task, run, engine, reason, loop, best, scores))
-    return scores
+    return scores, engine.model
 
 
 def _write_results(
@@ -164,17 +209,16 @@ def _write_results(
     best: int,
     scores: dict[str, Scores],
 ) -> None:
-    from safetensors.torch import save
-
-    weights = {name.removeprefix("model."): t.detach().cpu().contiguous() for name, t in model_tensors(engine).items()}
-    about = json.dumps({"recipe": recipe.name, "step": best, "grid": grid_in_words(task)})
-    files.write_whole(run.weights, save(weights, metadata={"smoe_hpc": about}))  # one key: safetensors orders several at random
+    weights = {name.removeprefix("model."): tensor for name, tensor in model_tensors(engine).items()}
+    write_model(run, task, weights, {"recipe": recipe.name, "step": best, "grid": grid_in_words(task)}, best)
     run.finish(recipe, reason, loop.position, best, scores, loop.identity)
-    if recipe.run.pictures:
-        try:
-            task.pictures(run.path, engine.model)
-        except Exception as error:  # the run is done and written down; a missing font must not make it fail
-            _log.warning("pictures of %s were not drawn (%s: %s)", run.path, type(error).__name__, error)
+
+
+def _draw(draw: Draw, run: RunDirectory, model: nn.Module) -> None:
+    try:
+        draw(run.path, model)
+    except Exception as error:  # the run is done and written down; a missing font must not make it fail
+        _log.warning("pictures of %s were not drawn (%s: %s)", run.path, type(error).__name__, error)
 
 
 def _steps_at_most(recipe: Recipe, task: Task) -> int:

@@ -6,16 +6,15 @@ Dimensions: B batch.
 from __future__ import annotations
 
 from smoe_hpc.config import Recipe
-from smoe_hpc.io.loader import Loader
+from smoe_hpc.io.loading.loader import Loader
+from smoe_hpc.runs import Scores
 from smoe_hpc.training.batches import open_loader
 from smoe_hpc.training.engine import Engine
 from smoe_hpc.training.processes import Processes
-from smoe_hpc.training.task import Scores, Task
+from smoe_hpc.training.task import Task
 
 
-def score(
-    engine: Engine, task: Task, split: str, recipe: Recipe, processes: Processes, loader: Loader | None = None
-) -> Scores:
+def score(engine: Engine, task: Task, split: str, recipe: Recipe, processes: Processes, loader: Loader | None = None) -> Scores:
     """Scores of the engine's model over a split, on every rank (collective).
 
     Args:

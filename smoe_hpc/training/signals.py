@@ -15,26 +15,26 @@ import torch
 import torch.distributed as dist
 
 from smoe_hpc.errors import RunError
-from smoe_hpc.launch.stopping import asked, listening, obey_sigterm
+from smoe_hpc.launch.stopping import handle_stop_signals, restore_sigterm, stop_requested
 from smoe_hpc.training.processes import Processes
 
-STOP = 0  # a rank was asked to stop
-SAVE = 1  # rank 0's clock says that a checkpoint is due
+STOP = 0  # a rank was signalled to stop
+SAVE = 1  # by rank 0's clock a checkpoint is due
 
 
 class RunInterrupted(RunError):
-    """A run that was asked to stop, saved its state and can be resumed by the same command.
+    """A run that was signalled to stop and saved its state; the same command resumes it.
 
     Attributes:
         exit_status: what the process should exit with (EX_TEMPFAIL of sysexits.h): neither success nor an error. torchrun
-            makes 1 of it, as of every status.
+            turns it into 1, as every status.
     """
 
     exit_status = 75
 
 
 class Requests:
-    """Requests that reach one rank, made known to all. Use as a context manager around the training loop."""
+    """Requests to stop or save, combined over all ranks. Use as a context manager around the training loop."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
@@ -44,17 +44,17 @@ class Requests:
 
     @property
     def name(self) -> str:
-        """The signal that asked this rank to stop, or "" where only others were asked."""
-        return asked()
+        """The signal that requested a stop on this rank, or "" if it reached only others."""
+        return stop_requested()
 
     def __enter__(self) -> Requests:
-        self._held.enter_context(listening())
+        self._held.enter_context(handle_stop_signals())
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._held.close()
         if exception[0] is None:
-            obey_sigterm()  # training has ended and is saved; scoring it can be repeated
+            restore_sigterm()  # training has ended and is saved; scoring it can be repeated
         if self._pending is not None and (exception[0] is None or isinstance(exception[1], RunInterrupted)):
             self._pending[0].wait()  # every rank has sent its part: leave none in flight
         self._pending = None
@@ -63,15 +63,16 @@ class Requests:
         """Whether to stop and whether to save, the same on every rank (collective, once a step).
 
         Args:
-            save: on rank 0, whether its clock asks for a checkpoint; ignored elsewhere.
+            save: on rank 0, whether a checkpoint is due by its clock; ignored elsewhere.
         """
-        self._local = [int(bool(asked())), int(save)]
+        self._local = [int(bool(stop_requested())), int(save)]
         if self._processes.world == 1:
             return bool(self._local[STOP]), save
         answer = [0, 0]
         if self._pending is not None:
             work, flags = self._pending
-            work.wait()
+            with self._processes.at("all_reduce (requests to stop)"):
+                work.wait()
             answer = flags.tolist()
         flags = torch.tensor(self._local, dtype=torch.int32)
         self._pending = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._processes.control, async_op=True), flags

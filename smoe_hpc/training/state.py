@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoe_hpc.errors import RunError
+from smoe_hpc.errors import CheckpointError, RunError
 from smoe_hpc.layers import load_routing_state, routing_state
+from smoe_hpc.runs.position import Position, is_count
 from smoe_hpc.training.checkpoint import Saved, check_fits, load
 from smoe_hpc.training.engine import Engine
 from smoe_hpc.training.task import Task
@@ -60,6 +61,23 @@ def load_everything(engine: Engine, saved: Saved, task: Task) -> None:
     engine.load_optimizer_state(_under("optimizer.", found), saved.step)
 
 
+def resume_state(saved: Saved | None) -> tuple[Position, dict[str, int]]:
+    """Position and sizes of the log files of a checkpoint; the beginning for None.
+
+    Raises:
+        CheckpointError: its small state is not that of a run.
+    """
+    if saved is None:
+        return Position(), {}
+    try:
+        position, sizes = Position.from_dict(saved.state["position"]), dict(saved.state["log"])
+        if not all(map(is_count, sizes.values())):
+            raise ValueError("sizes of log files are no whole numbers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{saved.path} holds no state of a run ({error}); it was not written by us") from None
+    return position, sizes
+
+
 def grid_in_words(task: Task) -> str:
     """The grid as it is written into checkpoints and compared."""
     return str(task.grid.describe())
@@ -77,7 +95,7 @@ def data_identity(task: Task) -> dict[str, str]:
 
 
 def refuse_other_data(task: Task, run: Path, identity: dict[str, str]) -> None:
-    """See that the splits hold the data that a run has been trained on.
+    """Check that the splits hold the data that a run was trained on.
 
     Args:
         task: whose data.

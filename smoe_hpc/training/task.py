@@ -1,42 +1,26 @@
-"""What the training loop asks of a task; tasks live above this room and are not imported here.
+"""What the training loop needs of a task; tasks live above this room and are not imported here.
 
 Dimensions: B batch, C input channels, H rows, W columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-Scores = dict[str, dict[str, float]]
-"""{region: {score: value}}, with the region "all" among them."""
+from smoe_hpc.runs import Scores, Selection
+from smoe_hpc.runs.description import Description
 
-
-class Selection(Protocol):
-    """The score that drives the schedule and picks the best checkpoint."""
-
-    @property
-    def split(self) -> str:
-        """Split that is scored, e.g. "validation"."""
-
-    @property
-    def region(self) -> str:
-        """Region, e.g. "all"."""
-
-    @property
-    def score(self) -> str:
-        """Name of the score, e.g. "within_1pct"."""
-
-    @property
-    def mode(self) -> Literal["min", "max"]:
-        """Whether smaller or larger is better."""
+Draw = Callable[[Path, nn.Module], object]
+"""Draws the pictures of a run into its folder: (folder, the model of the best checkpoint)."""
 
 
 class Scorer(Protocol):
-    """Sums up scores over a split."""
+    """Accumulates scores over a split."""
 
     def update(self, output: torch.Tensor, batch: Any, valid: torch.Tensor) -> None:
         """Add a batch; ``valid`` [B] is False for samples that only fill the batch up."""
@@ -57,7 +41,7 @@ class Task(Protocol):
 
     @property
     def selection(self) -> Selection:
-        """See `Selection`."""
+        """The score that drives the schedule and picks the best checkpoint."""
 
     def build_model(self) -> nn.Module:
         """A new model [B, C, H, W] -> [B, targets, H, W], the same on every rank."""
@@ -65,11 +49,14 @@ class Task(Protocol):
     def samples(self, split: str) -> Any:
         """Samples of a split: ``len()`` and ``fetch(ids) -> batch``."""
 
+    def describe(self) -> tuple[Description, dict[str, torch.Tensor]] | None:
+        """What the model takes and gives, and the fixed fields that it reads; None of data that live in memory alone.
+
+        Recipe, grid, channels and leads are set; step and files are for whoever writes it down.
+        """
+
     def loss(self, output: torch.Tensor, batch: Any) -> torch.Tensor:
         """Mean loss over the batch, 0-d."""
 
     def score(self, split: str) -> Scorer:
         """A new scorer for a split."""
-
-    def pictures(self, run_dir: Path, model: nn.Module) -> None:
-        """Draw the run's pictures into its directory."""

@@ -12,16 +12,16 @@ from typing import ClassVar
 import pytest
 import torch
 
-from smoe_hpc.bench import layer
-from smoe_hpc.bench.layer import RIVALS, Scope, attempt, layer_study
-from smoe_hpc.bench.layer_case import Case, Shape
-from smoe_hpc.bench.layer_lines import OURS, OURS_DETERMINISTIC, Line, Study
-from smoe_hpc.bench.layer_ours import deterministic, make_inputs, plan_of, runs_tiles
-from smoe_hpc.bench.layer_profile import profile
-from smoe_hpc.bench.layer_rivals import Call, Inputs, quiet_compiler
-from smoe_hpc.bench.layer_routing import gate_values
-from smoe_hpc.bench.layer_tables import problems, tables
-from smoe_hpc.bench.layer_timing import Clock, Timing, first_line
+from smoe_hpc.bench.layer import study as study_module
+from smoe_hpc.bench.layer.baselines import Call, Inputs, quiet_compiler
+from smoe_hpc.bench.layer.case import Case, Shape
+from smoe_hpc.bench.layer.lines import OURS, OURS_DETERMINISTIC, Line, Study
+from smoe_hpc.bench.layer.ours import deterministic, make_inputs, plan_of, runs_tiles
+from smoe_hpc.bench.layer.profile import profile
+from smoe_hpc.bench.layer.routing import gate_values
+from smoe_hpc.bench.layer.study import BASELINES, Scope, attempt, layer_study
+from smoe_hpc.bench.layer.tables import problems, tables
+from smoe_hpc.bench.layer.timing import Clock, Timing, first_line
 from smoe_hpc.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ QUICK = {"device": "cpu", "dtype": "float32", "repeats": 5, "seconds": 0.0, "thr
 
 def test_the_study_measures_every_way_and_part():
     said: list[str] = []
-    scope = Scope((Case(TINY, "smooth"), Case(TINY, "learned")), rivals=EAGER, **QUICK)
+    scope = Scope((Case(TINY, "smooth"), Case(TINY, "learned")), baselines=EAGER, **QUICK)
     kept: list[int] = []
     study = layer_study(scope, said.append, lambda so_far: kept.append(len(so_far.lines)))
     assert kept[-1] == len(study.lines)
@@ -73,14 +73,14 @@ def test_whoever_ends_it_loses_only_the_measurement_that_runs(monkeypatch: pytes
     kept: list[dict] = []
     calls = 0
 
-    def last_rival(part: str, inputs: Inputs) -> Call:
+    def last_baseline(part: str, inputs: Inputs) -> Call:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
         return lambda: None
 
-    monkeypatch.setitem(layer.RIVALS, "plain convolution", last_rival)
+    monkeypatch.setitem(study_module.BASELINES, "plain convolution", last_baseline)
     scope = Scope((Case(TINY),), ("forward", "backward"), ("published", "plain convolution"), (False,), **QUICK)
     with pytest.raises(KeyboardInterrupt):
         layer_study(scope, lambda line: None, lambda study: kept.append(study.as_dict()))
@@ -146,9 +146,9 @@ def test_figures_are_held_against_the_rate_of_their_type(dtype: str, monkeypatch
             asked.append(dtype)
             return super().matrix_rate(dtype)
 
-    monkeypatch.setattr(layer, "Clock", Asked)
+    monkeypatch.setattr(study_module, "Clock", Asked)
     study = layer_study(Scope((), **{**QUICK, "dtype": dtype}), lambda line: None)
-    assert asked == [layer.DTYPES[dtype]]
+    assert asked == [study_module.DTYPES[dtype]]
     assert study.matrix_tflops > 0
 
 
@@ -170,7 +170,7 @@ def test_the_matrix_rate_leaves_the_precision_as_it_was():
 
 
 def test_nothing_starts_after_the_limit():
-    study = layer_study(Scope((Case(TINY),), rivals=EAGER, limit=0.0, **QUICK), lambda line: None)
+    study = layer_study(Scope((Case(TINY),), baselines=EAGER, limit=0.0, **QUICK), lambda line: None)
     assert [line.problem for line in study.lines] == ["not measured: time limit"]
     assert problems(study) == [f"{TINY} smooth, ours, all: not measured: time limit"]
 
@@ -201,7 +201,7 @@ def test_the_deterministic_mode_is_left_as_it_was():
     ("wrong", "message"),
     [
         ({"parts": ("sideways",)}, "part 'sideways' is not known"),
-        ({"rivals": ("conv",)}, "rival 'conv' is not known"),
+        ({"baselines": ("conv",)}, "baseline 'conv' is not known"),
         ({"dtype": "int8"}, "type 'int8' is not known"),
         ({"padding": "ones"}, "padding 'ones' is not known; choose among zeros"),
         ({"padding": "sphere", "cases": (Case(replace(TINY, grid=(6, 7))),)}, "grid 6x7 needs an even number of columns"),
@@ -215,6 +215,16 @@ def test_the_deterministic_mode_is_left_as_it_was():
 def test_a_scope_that_cannot_be_is_refused(wrong: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         Scope(**{**QUICK, "cases": (Case(TINY),), **wrong})
+
+
+def test_the_compilers_log_is_in_a_folder_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A name below /tmp could be guessed, and be a link to any file of the user's."""
+    monkeypatch.setenv("SMOE_CACHE", str(tmp_path / "cache"))
+    assert Scope((Case(TINY),), **QUICK).compiler_log == tmp_path / "cache" / "bench" / "compiler.log"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SMOE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"cannot be made .*; free space, or set SMOE_CACHE to another folder"):
+        Scope((Case(TINY),), **QUICK)
 
 
 def test_a_switch_that_is_not_known_is_found_out_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch):
@@ -233,7 +243,7 @@ def test_on_a_gpu_every_clock_runs(tmp_path: Path):
     scope = Scope((GPU_CASE,), repeats=8, seconds=0.02, compiler_log=tmp_path / "log")
     study = layer_study(scope, lambda line: None)
     assert problems(study) == []
-    assert {line.way for line in study.lines} == {OURS, OURS_DETERMINISTIC, *RIVALS}
+    assert {line.way for line in study.lines} == {OURS, OURS_DETERMINISTIC, *BASELINES}
     for line in study.lines:
         assert line.timing is not None
         assert line.timing.no_graph is None, line
@@ -244,7 +254,7 @@ def test_on_a_gpu_every_clock_runs(tmp_path: Path):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_rival_that_is_too_large_leaves_the_rest_alone():
+def test_on_a_gpu_a_baseline_that_is_too_large_leaves_the_rest_alone():
     free = torch.cuda.mem_get_info()[0]
     clock, blank = Clock(torch.device("cuda"), repeats=5, seconds=0.0), Line("case", "forward", "way")
     line = attempt(blank, lambda: lambda: torch.empty(2 * free, dtype=torch.uint8, device="cuda"), clock)
@@ -278,6 +288,6 @@ def test_the_second_gpu_is_measured_itself():
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_profile_names_each_part():
-    scope = Scope((GPU_CASE,), rivals=("plain convolution",), modes=(False,))
+    scope = Scope((GPU_CASE,), baselines=("plain convolution",), modes=(False,))
     parts = ["forward, ours", "backward, ours", "step, ours", "select, ours", "plan, ours"]
     assert profile(scope, lambda line: None) == [*parts, "forward, plain convolution", "backward, plain convolution"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from smoe_hpc.bench.layer_case import Case, Shape, cases_of, chosen_cases, parse_shape
+from smoe_hpc.bench.layer.case import Case, Shape, cases_of, chosen_cases, parse_shape
 from smoe_hpc.errors import ConfigError
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from smoe_hpc.bench import layer
-from smoe_hpc.bench.layer_lines import OURS, Line, Study
-from smoe_hpc.bench.layer_timing import Timing
+from smoe_hpc.bench.layer import study
+from smoe_hpc.bench.layer.lines import OURS, Line, Study
+from smoe_hpc.bench.layer.timing import Timing
 from smoe_hpc.cli import app
 
 MEASURED = Line("a case", "forward", OURS, Timing(1.25))
@@ -25,7 +25,7 @@ def command(*arguments: str) -> Result:
 
 def test_the_command_prints_tables_and_writes_figures(tmp_path: Path):
     file = tmp_path / "figures.json"
-    options = ["--case", "B2 C3 6x8 N5 K2 F2", "--parts", "forward,backward", "--rivals", "dense,plain", "--threads", "1"]
+    options = ["--case", "B2 C3 6x8 N5 K2 F2", "--parts", "forward,backward", "--baselines", "dense,plain", "--threads", "1"]
     done = command(*options, "--deterministic", "off", "--repeats", "5", "--seconds", "0", "--json", str(file))
     assert done.exit_code == 0, done.output
     assert "B2 C3 6x8 N5 K2 F2 smooth: a tile needs" in done.output
@@ -41,7 +41,7 @@ def test_the_command_prints_tables_and_writes_figures(tmp_path: Path):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--rivals", "torch"],
+        ["--baselines", "torch"],
         ["--deterministic", "maybe"],
         ["--selection", "all"],
         ["--case", "4x4"],
@@ -63,7 +63,7 @@ def test_the_command_refuses_in_one_line(options: list[str]):
 def study_that_finds(*lines: Line, then: BaseException | None = None) -> Callable[..., Study]:
     """A study without measurements: these lines, and then its end."""
 
-    def run(scope: layer.Scope, say: Callable[[str], None], keep: Callable[[Study], None]) -> Study:
+    def run(scope: study.Scope, say: Callable[[str], None], keep: Callable[[Study], None]) -> Study:
         study = Study({}, 1.0, 1.0, {}, [])
         for line in lines:
             study.lines.append(line)
@@ -76,7 +76,7 @@ def study_that_finds(*lines: Line, then: BaseException | None = None) -> Callabl
 
 
 def test_ctrl_c_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(layer, "layer_study", study_that_finds(MEASURED, then=KeyboardInterrupt()))
+    monkeypatch.setattr(study, "layer_study", study_that_finds(MEASURED, then=KeyboardInterrupt()))
     done = command("--json", str(tmp_path / "figures.json"))
     assert done.exit_code == 130
     assert "1.250" in done.output
@@ -84,9 +84,9 @@ def test_ctrl_c_shows_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_the_status_says_whether_anything_of_ours_has_a_time(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(layer, "layer_study", study_that_finds(MEASURED, FAILED))
+    monkeypatch.setattr(study, "layer_study", study_that_finds(MEASURED, FAILED))
     assert command().exit_code == 0
-    monkeypatch.setattr(layer, "layer_study", study_that_finds(FAILED, RIVAL))
+    monkeypatch.setattr(study, "layer_study", study_that_finds(FAILED, RIVAL))
     done = command()
     assert done.exit_code == 2
     assert "a case, ours, forward: out of memory" in done.output

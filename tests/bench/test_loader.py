@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from smoe_hpc.bench import loader
-from smoe_hpc.bench.loader import COLUMNS, Line, Scope, loader_study, needed_mb_per_second
-from smoe_hpc.bench.loader_case import INPUTS, LEAD, TARGETS, Case, _batches, _bytes_read, _raw_reads
-from smoe_hpc.bench.loader_rivals import RIVALS
+from smoe_hpc.bench.loader import study
+from smoe_hpc.bench.loader.baselines import BASELINES
+from smoe_hpc.bench.loader.case import INPUTS, LEAD, TARGETS, Case, batches_of
+from smoe_hpc.bench.loader.raw_reads import bytes_read, raw_reads
+from smoe_hpc.bench.loader.study import COLUMNS, Line, Scope, loader_study, needed_mb_per_second
 from smoe_hpc.bench.processes import MemoryWatch, descendants, memory_bytes, processor_seconds
 from smoe_hpc.errors import DataError, RunError
-from smoe_hpc.io.pipeline import Samples
-from smoe_hpc.io.samples import Window
-from smoe_hpc.io.series import open_store
-from smoe_hpc.io.statistics import Statistics
+from smoe_hpc.io.loading.samples import Samples
+from smoe_hpc.io.sampling.windows import Window
+from smoe_hpc.io.statistics.channel_statistics import Statistics
+from smoe_hpc.io.store.multi_file import open_store
 
 GRID, FIELD_BYTES = (16, 32), 16 * 32 * 4
 RIVAL = "h5py + DataLoader"
@@ -39,8 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lines(folder: Path) -> list[Line]:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "RIVALS", {RIVAL: RIVALS[RIVAL]})  # each takes seconds to start its workers
-        found = loader_study(Scope(folder, **QUICK, fronts=("plain",), verifies=("all",), cold=False, long=40), said.append)
+        patch.setattr(study, "BASELINES", {RIVAL: BASELINES[RIVAL]})  # each takes seconds to start its workers
+        found = loader_study(Scope(folder, **QUICK, backends=("threads",), verifies=("all",), cold=False, long=40), said.append)
     assert len([line for line in said if line.endswith("samples/s")]) == len(found)
     return found
 
@@ -60,14 +61,14 @@ def test_every_reader_is_measured_in_every_order(lines: list[Line]):
     cases = [line.outcome.case for line in lines]
     assert [(case.reader, case.order, case.decoded, case.verify) for case in cases] == [
         ("raw", "global", False, "off"),
-        ("plain", "global", False, "off"),
-        ("plain", "global", True, "off"),
-        ("plain", "global", False, "all"),
+        ("threads", "global", False, "off"),
+        ("threads", "global", True, "off"),
+        ("threads", "global", False, "all"),
         (RIVAL, "global", True, "off"),
         ("raw", "blocks", False, "off"),
-        ("plain", "blocks", False, "off"),
-        ("plain", "blocks", True, "off"),
-        ("plain", "global", False, "off"),  # the long one
+        ("threads", "blocks", False, "off"),
+        ("threads", "blocks", True, "off"),
+        ("threads", "global", False, "off"),  # the long one
     ]
     assert [case.batches for case in cases] == [8, 8, 8, 8, 2, 8, 8, 8, 40]
 
@@ -112,14 +113,14 @@ def test_blocks_read_less(lines: list[Line]):
 
 
 def test_raw_reads_take_those_bytes_from_the_files(samples: Samples):
-    items = samples.epoch_items(0, 0)[:24].reshape(6, 4)
+    items = samples.epoch_ids(0, 0)[:24].reshape(6, 4)
     before = _characters_read()
-    list(_raw_reads(samples.table, items, workers=2))
+    list(raw_reads(samples.table, items, workers=2))
     of_all = _characters_read() - before
     before = _characters_read()
-    list(_raw_reads(samples.table, items[:1], workers=2))  # and where in the file they lie, as often
+    list(raw_reads(samples.table, items[:1], workers=2))  # and where in the file they lie, as often
     of_first = _characters_read() - before
-    wanted = sum(_bytes_read(samples.table, part) for part in items[1:])
+    wanted = sum(bytes_read(samples.table, part) for part in items[1:])
     assert of_all - of_first == pytest.approx(wanted, rel=0.02)
 
 
@@ -128,17 +129,17 @@ def _characters_read() -> int:
     return int(content.split("rchar:")[1].split()[0])
 
 
-@pytest.mark.parametrize("rival", RIVALS)
-def test_rivals_deliver_what_the_loader_delivers(rival: str, samples: Samples):
-    items = samples.epoch_items(0, 0)[:8].reshape(2, 4)
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_baselines_deliver_what_the_loader_delivers(baseline: str, samples: Samples):
+    items = samples.epoch_ids(0, 0)[:8].reshape(2, 4)
     assert samples.statistics is not None
     mean, std = samples.statistics.select(samples.store.channels)
     (path,) = samples.store.folder.glob("*.h5")
     places = samples.store.channel_indices(TARGETS)
-    dataset = RIVALS[rival](path, samples.input_rows, samples.target_rows, places, mean, std)
-    case = Case("plain", str(samples.store.folder), "", batch=4)
+    dataset = BASELINES[baseline](path, samples.input_rows, samples.target_rows, places, mean, std)
+    case = Case("threads", str(samples.store.folder), "", batch=4)
     with contextlib.ExitStack() as held:
-        for part, batch in zip(items, _batches(case, samples, items, torch.device("cpu"), held), strict=True):
+        for part, batch in zip(items, batches_of(case, samples, items, torch.device("cpu"), held), strict=True):
             theirs = [torch.stack(fields) for fields in zip(*(dataset[int(item)] for item in part), strict=True)]
             torch.testing.assert_close(batch.inputs, theirs[0], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(batch.targets, theirs[1], rtol=1e-4, atol=1e-4)
@@ -146,7 +147,7 @@ def test_rivals_deliver_what_the_loader_delivers(rival: str, samples: Samples):
 
 @pytest.mark.dali
 def test_dali_is_measured_like_the_others(folder: Path, lines: list[Line]):
-    scope = Scope(folder, **QUICK, orders=("global",), fronts=("dali",), verifies=(), cold=False, rivals=False)
+    scope = Scope(folder, **QUICK, orders=("global",), backends=("dali",), verifies=(), cold=False, baselines=False)
     found = loader_study(scope, lambda text: None)
     cases = [line.outcome.case for line in found]
     assert [(case.reader, case.decoded) for case in cases] == [("raw", False), ("dali", False), ("dali", True)]
@@ -155,11 +156,11 @@ def test_dali_is_measured_like_the_others(folder: Path, lines: list[Line]):
     assert {round(_read(line)) for line in found} == {round(_read(lines[0]))}
 
 
-def test_packed_data_are_read_warm_and_cold_without_rivals(folder: Path):
+def test_packed_data_are_read_warm_and_cold_without_baselines(folder: Path):
     quick = QUICK | {"dtypes": ("int16",), "batches": 4}
-    found = loader_study(Scope(folder, **quick, orders=("blocks",), fronts=("plain",), verifies=()), lambda text: None)
+    found = loader_study(Scope(folder, **quick, orders=("blocks",), backends=("threads",), verifies=()), lambda text: None)
     assert [(line.outcome.case.reader, line.outcome.case.cache) for line in found] == [
-        (reader, cache) for cache in ("warm", "cold") for reader in ("raw", "plain", "plain")
+        (reader, cache) for cache in ("warm", "cold") for reader in ("raw", "threads", "threads")
     ]
     assert found[0].outcome.allowed_mb <= (3 * 38 + 3) * FIELD_BYTES / 2 * 4 * 3 / 1e6
 
@@ -171,7 +172,7 @@ def test_a_batch_that_the_data_do_not_fill_is_refused_each_time(folder: Path, li
 
 def test_epochs_that_batches_do_not_fill_go_on(lines: list[Line]):
     case = replace(lines[1].outcome.case, batch=30, batches=4)  # one batch of the 42 samples an epoch
-    outcome = loader._run(case, lambda text: None)
+    outcome = study._run(case, lambda text: None)
     assert outcome.samples_per_second * outcome.seconds == pytest.approx(4 * 30)
     assert outcome.allowed_mb > 10
     assert outcome.peak_mb >= 0.5 * outcome.allowed_mb, "buffers count, however short the measurement"
@@ -184,10 +185,10 @@ def test_other_data_in_the_folder_are_refused(folder: Path, lines: list[Line]):
 
 def test_a_failing_case_says_why(lines: list[Line]):
     case = lines[1].outcome.case
-    with pytest.raises(RunError, match=r"measuring plain on .*/nowhere failed: DataError: .*nowhere"):
-        loader._run(replace(case, data=f"{case.data}/nowhere"), lambda text: None)
+    with pytest.raises(RunError, match=r"measuring threads on .*/nowhere failed: DataError: .*nowhere"):
+        study._run(replace(case, data=f"{case.data}/nowhere"), lambda text: None)
     with pytest.raises(RunError, match=r"failed: DataError: .*loader\.prefetch=0"):
-        loader._run(replace(case, prefetch=0), lambda text: None)
+        study._run(replace(case, prefetch=0), lambda text: None)
 
 
 def test_what_a_gpu_needs():

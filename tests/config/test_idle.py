@@ -72,7 +72,7 @@ def test_settings_that_do_nothing(recipe: str, overrides: list[str], message: st
         ("heat_smoe", ["model={kind: conv, routing_loss: null, damping: null}"]),
         ("heat_smoe_coordconv_multi_gate", ["model.ghost_batch=8"]),
         ("heat_smoe", ["model={network: resnet, width: 1, blocks: 1}"]),
-        ("uk_t2m_smoe", ["data={order: blocks, block: 8, gaps: refuse}", "loader={front: dali, workers: 4}"]),
+        ("uk_t2m_smoe", ["data={order: blocks, block: 8, gaps: refuse}", "loader={backend: dali, workers: 4}"]),
         ("weather_smoe_5p625deg", ["data.order=global"]),  # the recipe's block waits for data.order=blocks
     ],
 )

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from smoe_hpc.config import Gate, RoutingLoss, Splits, load_recipe
+from smoe_hpc.config import Gate, RoutingLoss, Splits, load_recipe, to_yaml
 from smoe_hpc.errors import ConfigError
 
 
@@ -48,6 +48,57 @@ def test_the_last_override_wins():
 def test_environment_variables(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     assert load_recipe("heat_smoe", ["data.store=${oc.env:SCRATCH}/heat"]).data.store == "/scratch/me/heat"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("data/heat #1", "data/heat #1"),  # a comment
+        ("/scratch/#2/a #3", "/scratch/#2/a #3"),
+        ("data: heat", "data: heat"),  # a mapping
+        ("[1979].h5", "[1979].h5"),  # a list, and something behind it
+        ("data/era5_19[78]*.h5", "data/era5_19[78]*.h5"),
+        ("[a] #1", "[a] #1"),
+        ("true #1", "true #1"),
+        ("@here", "@here"),  # reserved
+        ("&here there", "&here there"),  # an anchor
+        ("*", "*"),  # an alias
+        ("!heat data", "!heat data"),  # a tag
+        ("{a}", "{a}"),
+        ("007", "007"),
+        ("1e3", "1e3"),
+        ("2019-03-01", "2019-03-01"),
+        (" data/heat ", "data/heat"),
+        ("'data/heat #1'", "data/heat #1"),  # as YAML quotes
+        ('"data/heat"', "data/heat"),
+        ("'", "'"),
+        ("a=b", "a=b"),
+    ],
+)
+def test_text_is_taken_as_it_stands(text: str, path: str, tmp_path: Path):
+    recipe = load_recipe("heat_smoe", [f"data.store={text}", f"run.root={text}"])
+    assert (recipe.data.store, recipe.run.root) == (path, path)
+    (tmp_path / "written.yaml").write_text(to_yaml(recipe))
+    assert load_recipe(tmp_path / "written.yaml") == recipe
+
+
+def test_an_interpolation_is_text_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert load_recipe("heat_smoe", ["data.store=${oc.env:SCRATCH}/heat #1"]).data.store == "/scratch/me/heat #1"
+
+
+def test_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """In overrides, in a file, in the file's own name; never a folder that is called ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("name: mine\ntask: heat\ndata: {store: ~/heat}\nrun: {root: '~'}\n")
+    recipe = load_recipe("~/mine.yaml")
+    assert (recipe.data.store, recipe.run.root) == (f"{tmp_path}/heat", str(tmp_path))
+    recipe = load_recipe("heat_smoe", ["data.store=~/heat #1", "run.root=~"])
+    assert (recipe.data.store, recipe.run.root) == (f"{tmp_path}/heat #1", str(tmp_path))
+    assert load_recipe("heat_smoe", ["data.store=./~"]).data.store == "./~"
+    for override in ("data.store=~no_such_user/heat", "run.root=~no_such_user"):
+        with pytest.raises(ConfigError, match=r"there is no home folder of '~no_such_user'; write the path out, or \./~"):
+            load_recipe("heat_smoe", [override])
 
 
 def test_splits_by_name():

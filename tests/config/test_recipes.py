@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from smoe_hpc.config import Damping, Gate, RoutingLoss, load_recipe, recipe_names, recipe_summary, to_yaml
-from smoe_hpc.config.loading import RECIPES
-from smoe_hpc.config.values import known
+from smoe_hpc.config.keys import all_keys
+from smoe_hpc.config.reading import RECIPES
 from smoe_hpc.io.channels import CONSTANTS, channels_of
 from smoe_hpc.layers import begin_step, spatial_layers
 from smoe_hpc.models import build_model
-from smoe_hpc.training.run_directory import differences, identity_of
+from smoe_hpc.runs.identity import differences, identity_of
 
 PLAIN = (int, float, str, bool, type(None))
 EQUAL_BUDGET = ("uk_t2m_conv", "uk_t2m_lcn", "uk_t2m_low_rank_lcn", "uk_t2m_smoe")
@@ -130,7 +130,7 @@ def test_weather_recipes_are_as_published(name: str):
     assert len(data.inputs) * len(data.variables) + len(data.constants) == 117
     assert (data.inputs, data.leads, data.targets) == ([-12, -6, 0], [72], ["z500", "t850", "t2m"])
     assert [data.splits[split][:4] for split in ("train", "validation", "test")] == ["1979", "2016", "2017"]
-    assert (data.gaps, data.order, recipe.loader.front, recipe.training.precision) == ("refuse", "blocks", "auto", "bf16")
+    assert (data.gaps, data.order, recipe.loader.backend, recipe.training.precision) == ("refuse", "blocks", "auto", "bf16")
     assert (model.network, model.width, model.blocks, model.dropout) == ("resnet", 128, 19, 0.1)
     assert (model.stem_kernel, model.kernel_size, model.padding) == (7, 3, "periodic_longitude")
     schedule = recipe.schedule
@@ -154,8 +154,8 @@ def test_weather_recipes_of_two_grids_differ_in_what_the_grid_asks_for():
 
 
 def test_the_loader_is_no_part_of_a_runs_identity():
-    plain = load_recipe("weather_smoe_1p4deg", ["loader.front=plain", "loader.verify=all"])
-    dali = load_recipe("weather_smoe_1p4deg", ["loader.front=dali", "loader.workers=7"])
+    plain = load_recipe("weather_smoe_1p4deg", ["loader.backend=threads", "loader.verify=all"])
+    dali = load_recipe("weather_smoe_1p4deg", ["loader.backend=dali", "loader.workers=7"])
     assert identity_of(plain) == identity_of(dali)
     assert not differences(plain, dali)
     other = load_recipe("weather_smoe_1p4deg", ["model.ghost_batch=4"])
@@ -163,9 +163,9 @@ def test_the_loader_is_no_part_of_a_runs_identity():
 
 
 def test_every_field_is_described():
-    for key, entry in known().items():
+    for key, entry in all_keys().items():
         section, _, last = key.rpartition(".")
-        owner = known()[section].section if section else load_recipe("heat_smoe").__class__
+        owner = all_keys()[section].section if section else load_recipe("heat_smoe").__class__
         assert owner is not None
         assert last in (owner.__doc__ or ""), f"{key} is not in the docstring of {owner.__name__}"
-        assert entry.key == key
+        assert entry.name == key

@@ -3,8 +3,8 @@ import pytest
 
 from smoe_hpc.errors import DataError
 from smoe_hpc.io.channels import CONSTANT_UNITS, CONSTANTS, LEVELS, RT38, Channel, channels_of, known_channel
-from smoe_hpc.io.encoding import Encoding
-from smoe_hpc.io.transforms import apply
+from smoe_hpc.io.store.encoding import Encoding
+from smoe_hpc.io.store.transforms import apply
 
 # Values that a reanalysis reaches or nearly reaches, from general knowledge of the atmosphere, not from a data set.
 EXTREMES = {

@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smoe_hpc.kernels import cpu, expert_conv2d, planning, select_experts
+from smoe_hpc.kernels import cpu, expert_conv2d, select_experts
 from smoe_hpc.kernels.padding import pad
+from smoe_hpc.kernels.planning.cost import suits_tiles
 
 ON_TOP, AT_MOST, ENOUGH = 2e-4, 2e-3, 256
 FOLDED, FOLDED_AT_MOST = 1.6, 2.6e-3
@@ -137,7 +138,7 @@ def products(problem: Problem) -> dict[str, int]:
 def check_close(found: dict[str, Tensor], right: dict[str, Tensor], problem: Problem, what: str) -> None:
     on_gpu = found["output"].is_cuda
     dtype, sizes = found["output"].dtype, (len(problem.x), problem.weight.shape, problem.indices.shape)
-    dense = on_gpu and not planning.suits_tiles(dtype, *sizes)
+    dense = on_gpu and not suits_tiles(dtype, *sizes)
     folded = on_gpu and (problem.padding == "sphere" or (dense and problem.padding == "periodic_longitude"))
     for name, ours in found.items():
         theirs = right[name]

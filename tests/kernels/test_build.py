@@ -1,6 +1,8 @@
 """Compiling the kernels: once among many processes, nothing half-made, and plain torch where it cannot be done."""
 
+import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,16 +16,24 @@ from typer.testing import CliRunner
 
 from smoe_hpc.cli import app
 from smoe_hpc.errors import ConfigError, RunError
-from smoe_hpc.kernels import build
-from smoe_hpc.kernels.once import make_once
+from smoe_hpc.kernels.build import compiling, libraries, loading, places
+from smoe_hpc.kernels.build.compilers import Compiler
+from smoe_hpc.kernels.build.once import make_once
+
+from .plants import names_alone, quick_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKER = """
-import sys, time
+import sys, tempfile, time
 from pathlib import Path
 from smoe_hpc.errors import RunError
-from smoe_hpc.kernels.once import make_once
+from smoe_hpc.kernels.build.once import make_once
 path, seconds, works = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "works"
+if len(sys.argv) > 4:  # begin with the others, however long each has taken to start
+    others = Path(sys.argv[4])
+    Path(tempfile.mkstemp(dir=others)[1])
+    while len(list(others.iterdir())) < int(sys.argv[5]):
+        time.sleep(0.02)
 def make(work, file):
     file.write_text("half")
     time.sleep(seconds)
@@ -62,11 +72,8 @@ def output(code: str, *args: object, **environment: str) -> tuple[str, str]:
 
 
 @pytest.fixture
-def compiler() -> build.Compiler:
-    found = build.find_cxx()
-    if found is None:
-        pytest.skip("needs a C++ compiler")
-    return found
+def compiler(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    return quick_compiler(tmp_path_factory.mktemp("compiler") / "quick-compiler", monkeypatch)
 
 
 # -- one makes, the others wait --------------------------------------------------------------------------------------------
@@ -79,7 +86,8 @@ def test_processes_that_come_at_once_make_it_once(tmp_path: Path):
 
 
 def test_those_who_wait_learn_that_it_failed(tmp_path: Path):
-    makers = [start(MAKER, tmp_path / "file.so", 1, "fails") for _ in range(4)]
+    (tmp_path / "started").mkdir()
+    makers = [start(MAKER, tmp_path / "file.so", 1, "fails", tmp_path / "started", 4) for _ in range(4)]
     said = [maker.communicate(timeout=300)[0].splitlines() for maker in makers]
     assert all(lines[-1] == "the compiler's last words" for lines in said)
     assert sum(lines[0] == "made" for lines in said) < 4  # somebody waited
@@ -101,6 +109,28 @@ def test_one_that_is_killed_leaves_no_file_and_no_lock(tmp_path: Path):
     assert waiting.communicate(timeout=300)[0].split() == ["made", "whole"]
 
 
+def test_who_waits_says_so_once_and_a_file_that_is_not_the_one_wanted_is_replaced(tmp_path: Path):
+    path = tmp_path / "file.so"
+    path.write_text("half")
+    told: list[str] = []
+    with path.with_suffix(".lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def waits() -> None:
+            told.append("waits")
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        def make(work: Path, file: Path) -> None:
+            file.write_text("whole")
+
+        def is_there(file: Path) -> bool:
+            return file.read_text() == "whole"
+
+        make_once(path, make, lambda: told.append("makes"), is_there=is_there, waits=waits)
+    assert told == ["waits", "makes"]
+    assert path.read_text() == "whole"
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path):
     (tmp_path / "folder").write_text("a file where a folder should be")
     with pytest.raises(OSError, match="folder"):
@@ -110,7 +140,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path):
 # -- the CPU's library -----------------------------------------------------------------------------------------------------
 
 
-def test_it_is_compiled_once_and_says_so(compiler: build.Compiler, tmp_path: Path):
+def test_it_is_compiled_once_and_says_so(compiler: Compiler, tmp_path: Path):
     first, said = output(CONVOLVE, SMOE_CACHE=str(tmp_path))
     assert said.count("smoe-hpc: compiling kernels for this processor") == 1
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()].count(".so") == 1
@@ -128,7 +158,7 @@ def test_without_a_compiler_torch_serves_with_one_warning(tmp_path: Path):
     assert "SMOE_KERNELS=torch" in said
 
 
-def test_a_compiler_that_fails_is_quoted_and_torch_serves(compiler: build.Compiler, tmp_path: Path):
+def test_a_compiler_that_fails_is_quoted_and_torch_serves(compiler: Compiler, tmp_path: Path):
     script = tmp_path / "bad-compiler"
     script.write_text('#!/bin/sh\n[ "$1" = --version ] && echo bad 1.0 && exit 0\necho "no such instruction" >&2\nexit 1\n')
     script.chmod(0o755)
@@ -139,23 +169,36 @@ def test_a_compiler_that_fails_is_quoted_and_torch_serves(compiler: build.Compil
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
-def leave_an_empty_library(compiler: build.Compiler) -> Path:
-    """As a full disk leaves it, or a copy that broke off."""
-    path = build._cpu_folder() / f"{build._digest(compiler)}.so"
+def leave(compiler: Compiler, content: bytes) -> Path:
+    """Something where the CPU's library would lie."""
+    path = places.library_in(places.cpu_place(), compiler)
     path.parent.mkdir(parents=True)
-    path.touch()
+    path.write_bytes(content)
     return path
 
 
-def test_a_library_that_cannot_be_loaded_is_named_and_torch_serves(
-    compiler: build.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("content", [b"", b"smoe_cpu_forward\0smoe_cpu_backward\0"], ids=["a full disk's", "a part"])
+def test_a_library_without_its_entry_points_is_compiled_anew(
+    content: bytes, compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("SMOE_CACHE", str(tmp_path))
-    library = leave_an_empty_library(compiler)
+    library = leave(compiler, content)
+    assert libraries.libraries_there()[0] == []
+    assert libraries.build_cpu() == library
+    assert loading.load(library).smoe_cpu_use_threads
+    assert libraries.libraries_there()[0] == [library]
+
+
+def test_a_library_that_cannot_be_loaded_is_named_and_torch_serves(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SMOE_CACHE", str(tmp_path))
+    library = leave(compiler, names_alone("cpu"))
     found, said = output(CONVOLVE + CONVOLVE)
     assert found == 2 * output(CONVOLVE, SMOE_KERNELS="torch")[0]
     assert said.count("UserWarning") == 1
-    assert f"{library} cannot be loaded (file too short); delete the file" in said
+    assert f"{library} cannot be loaded (" in said
+    assert "; delete the file" in said
     assert "set SMOE_CACHE" in said
 
 
@@ -164,9 +207,9 @@ def test_a_cuda_library_that_cannot_be_loaded_leaves_torch_to_serve(tmp_path: Pa
 
     (tmp_path / "c-90.so").touch()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(build, "cuda_library", lambda capability: tmp_path / "c-90.so")
+    monkeypatch.setattr(libraries, "cuda_library", lambda capability: tmp_path / "c-90.so")
     with pytest.warns(UserWarning, match=r"CUDA kernels cannot be loaded.*c-90\.so cannot be loaded"):
-        assert library._load(0) is None
+        assert not library.available(99)  # a device that no other test asks for: the answer is kept
 
 
 def test_a_user_without_a_home_is_told_of_the_cache(monkeypatch: pytest.MonkeyPatch):
@@ -177,48 +220,61 @@ def test_a_user_without_a_home_is_told_of_the_cache(monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(ConfigError, match="set SMOE_CACHE to a folder"):
-        build.kernels_folder()
+        places.cpu_place()
 
 
 def test_a_system_that_does_not_tell_a_process_its_cores(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert build._cores() == os.cpu_count()
+    assert compiling.cores() == os.cpu_count()
 
 
 def test_a_library_made_elsewhere_serves_where_there_is_no_compiler(
-    compiler: build.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("SMOE_CACHE", str(tmp_path))
-    made = build.build_cpu()
+    made = libraries.build_cpu()
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
-    assert build.build_cpu() == made
+    assert libraries.build_cpu() == made
     _, said = output(CONVOLVE, SMOE_CACHE=str(tmp_path), CXX=str(tmp_path / "missing"))
     assert said == ""
 
 
-def test_another_processor_another_torch_or_another_source_is_another_library(monkeypatch: pytest.MonkeyPatch):
-    here = build._cpu_folder()
-    assert build._cpu_folder() == here
+def test_another_processor_another_torch_or_another_source_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    here = places.cpu_place().folder
+    assert places.cpu_place().folder == here
+    (tmp_path / "cpuinfo").write_text("model\t: another\n\n")
+    shutil.copytree(places.SOURCES, tmp_path / "csrc")
+    (tmp_path / "csrc" / "cpu" / "entry.cpp").write_text("another")
     for name, value in (
-        ("_processor", lambda: ["model: another"]),
-        ("_texts", lambda room: [("entry.cpp", b"another")]),
-        ("_CPU_FLAGS", ("-O1",)),
+        ("CPU_INFO", tmp_path / "cpuinfo"),
+        ("SOURCES", tmp_path / "csrc"),
+        ("CPU_FLAGS", ("-O1",)),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(build, name, value)
-            assert build._cpu_folder() != here
+            patch.setattr(places, name, value)
+            assert places.cpu_place().folder != here
     monkeypatch.setattr(torch, "__version__", "0.0")
-    assert build._cpu_folder() != here
+    assert places.cpu_place().folder != here
+
+
+def test_other_sources_in_any_folder_are_another_library_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    here = places.cuda_place().folder
+    shutil.copytree(places.SOURCES, tmp_path / "csrc")
+    monkeypatch.setattr(places, "SOURCES", tmp_path / "csrc")
+    assert places.cuda_place().folder == here
+    header = tmp_path / "csrc" / "cuda" / "hopper" / "forward" / "task.cuh"
+    header.write_text(header.read_text() + "// another\n")
+    assert places.cuda_place().folder != here
 
 
 def test_the_switch(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SMOE_KERNELS", raising=False)
-    assert build.native()
+    assert libraries.native()
     monkeypatch.setenv("SMOE_KERNELS", "torch")
-    assert not build.native()
+    assert not libraries.native()
     monkeypatch.setenv("SMOE_KERNELS", "cuda")
     with pytest.raises(ConfigError, match="native or torch"):
-        build.native()
+        libraries.native()
 
 
 # -- CUDA's library --------------------------------------------------------------------------------------------------------
@@ -236,43 +292,51 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch):
 )
 def test_which_gpus_a_library_serves(name: str, serves: set[int]):
     gpus = {80, 86, 89, 90, 100, 120}
-    assert {gpu for gpu in gpus if build._serves(Path(f"{name}.so"), gpu)} == serves
+    assert {gpu for gpu in gpus if places.serves(Path(f"{name}.so"), gpu)} == serves
 
 
-@pytest.mark.skipif(build.find_nvcc() is None, reason="needs nvcc")
+@pytest.mark.skipif(libraries.find_nvcc() is None, reason="needs nvcc")
 def test_cuda_code_for_each_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sources = tmp_path / "csrc" / "cuda"
     sources.mkdir(parents=True)
-    shutil.copy(build.SOURCES / "cuda" / "status.cu", sources)
+    shutil.copy(places.SOURCES / "cuda" / "status.cu", sources)
     kernel = 'static __global__ void k() {{ {} }}\nextern "C" int smoe_{}() {{ k<<<1, 1>>>(); return cudaGetLastError(); }}\n'
     (sources / "any.cu").write_text(kernel.format("", "any"))
-    (sources / "some_hopper.cu").write_text(kernel.format('asm volatile("wgmma.fence.sync.aligned;");', "some"))
-    monkeypatch.setattr(build, "SOURCES", tmp_path / "csrc")
+    (sources / "hopper").mkdir()
+    (sources / "hopper" / "any.cu").write_text(kernel.format('asm volatile("wgmma.fence.sync.aligned;");', "some"))
+    monkeypatch.setattr(places, "SOURCES", tmp_path / "csrc")
     monkeypatch.setenv("SMOE_CACHE", str(tmp_path / "cache"))
 
     def entries(library: Path) -> set[str]:
         return {name for name in ("smoe_any", "smoe_some", "smoe_error_string") if name.encode() in library.read_bytes()}
 
-    both = build.build_cuda([80, 90])
+    both = libraries.build_cuda([80, 90])
     assert entries(both) == {"smoe_any", "smoe_some", "smoe_error_string"}
-    assert build.build_cuda([90]) == build.build_cuda([86]) == both  # it serves these too
-    later = build.build_cuda([120])
+    assert libraries.build_cuda([90]) == libraries.build_cuda([86]) == both  # it serves these too
+    later = libraries.build_cuda([120])
     assert later != both
     assert entries(later) == {"smoe_any", "smoe_error_string"}
-    assert build.build_cuda([100]) == later
+    assert libraries.build_cuda([100]) == later
     (sources / "any.cu").write_text("not C++")
     with pytest.raises(RunError, match=r"any\.cu"):
-        build.build_cuda([90])
+        libraries.build_cuda([90])
     with pytest.raises(ConfigError, match=r"80 \(8\.0\) or more"):
-        build.build_cuda([75])
+        libraries.build_cuda([75])
 
 
-def test_the_verb_builds_and_says_where(compiler: build.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_verb_builds_and_says_where(compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SMOE_CACHE", str(tmp_path))
     done = CliRunner().invoke(app, ["kernels", "build", "--no-cuda"])
     assert done.exit_code == 0, done.output
     (library,) = tmp_path.rglob("*.so")
     assert str(library) in done.output.replace("\n", "")
+    sources = {path.name for path in (places.SOURCES / "cpu").glob("*.cpp")}
+    told = re.findall(r"^CPU kernels: (\d+)/(\d+) (\S+) \(\d+ s\)$", done.stderr, re.MULTILINE)
+    files = len(sources) + 1
+    assert [(int(number), int(total)) for number, total, _ in told] == [(number, files) for number in range(1, files + 1)]
+    assert {name for *_, name in told} == {*sources, library.name}
+    again = CliRunner().invoke(app, ["kernels", "build", "--no-cuda"])
+    assert (again.exit_code, again.stderr) == (0, "")
     refused = CliRunner().invoke(app, ["kernels", "build", "--no-cpu", "--cuda", "--arch", "new"])
     assert refused.exit_code == 2
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
@@ -282,7 +346,7 @@ def test_the_verb_builds_and_says_where(compiler: build.Compiler, tmp_path: Path
     assert CliRunner().invoke(app, ["kernels", "build", "--cpu", "--no-cuda"]).exit_code == 2
 
 
-def test_the_verb_refuses_in_one_line(compiler: build.Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_verb_refuses_in_one_line(compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refused() -> str:
         done = CliRunner().invoke(app, ["kernels", "build", "--no-cuda"])
         assert (done.exit_code, done.output.count("\n")) == (2, 1)
@@ -294,7 +358,7 @@ def test_the_verb_refuses_in_one_line(compiler: build.Compiler, tmp_path: Path, 
         monkeypatch.setenv("SMOE_CACHE", cache)
         assert "set SMOE_CACHE to another folder" in refused()
     monkeypatch.setenv("SMOE_CACHE", str(tmp_path / "cache"))
-    leave_an_empty_library(compiler)
-    assert "cannot be loaded (file too short)" in refused()
+    leave(compiler, names_alone("cpu"))
+    assert "cannot be loaded (" in refused()
     monkeypatch.setenv("CXX", '"')
     assert "CXX=" in refused()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from smoe_hpc.errors import ConfigError
-from smoe_hpc.kernels import compilers
-from smoe_hpc.kernels.compilers import Compiler, find_cxx
+from smoe_hpc.kernels.build import compilers
+from smoe_hpc.kernels.build.compilers import Compiler, find_cxx
 
 
 def make_program(path: Path, does: str) -> None:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.errors import ConfigError
-from smoe_hpc.kernels import build, cpu, expert_conv2d, torch_forms
+from smoe_hpc.kernels import cpu, expert_conv2d, fallback
+from smoe_hpc.kernels.build import libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"B": 2, "C": 8, "H": 4, "W": 6, "N": 5, "K": 2, "F": 3}
 
-pytestmark = pytest.mark.skipif(build.find_cxx() is None, reason="needs a C++ compiler")
+pytestmark = pytest.mark.skipif(libraries.find_cxx() is None, reason="needs a C++ compiler")
 
 
 def a_case(dtype: torch.dtype = torch.float64, **other: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -108,8 +109,8 @@ def test_a_negated_tensor_has_its_sign(which: int, strided: bool):
     assert negated.is_neg()
     case[which] = negated
     x, weight, indices, g = (t.resolve_neg() for t in case)
-    output = torch_forms.forward(x, weight, indices, "zeros")
-    gradients = torch_forms.backward(g, x, weight, indices, "zeros", True, True)
+    output = fallback.forward(x, weight, indices, "zeros")
+    gradients = fallback.backward(g, x, weight, indices, "zeros", True, True)
     for ours, theirs in zip(both_ways(*case), (output, *gradients), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from smoe_hpc.kernels.cuda import hopper, portable
 from smoe_hpc.kernels.cuda.library import Unsupported
-from smoe_hpc.kernels.plan import make_plan
-from smoe_hpc.kernels.windows import Geometry, Tile
+from smoe_hpc.kernels.planning.geometry import Geometry
+from smoe_hpc.kernels.planning.making import make_plan
+from smoe_hpc.kernels.planning.tiles import Tile
 
 pytestmark = pytest.mark.gpu
 

@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.errors import ConfigError
-from smoe_hpc.kernels import build, expert_conv2d, reference, torch_forms
+from smoe_hpc.kernels import expert_conv2d, fallback, reference
+from smoe_hpc.kernels.build import libraries
 from smoe_hpc.kernels.padding import pad
 
 SHAPES = [  # B, C, H, W, N, K, F, k
@@ -23,7 +24,7 @@ SHAPES = [  # B, C, H, W, N, K, F, k
 @pytest.fixture(params=["native", "torch"], autouse=True)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test runs with the compiled kernel and with plain torch."""
-    if request.param == "native" and build.find_cxx() is None:
+    if request.param == "native" and libraries.find_cxx() is None:
         pytest.skip("needs a C++ compiler")
     monkeypatch.setenv("SMOE_KERNELS", request.param)
     return request.param
@@ -45,9 +46,7 @@ def test_equals_the_loop_forward_and_backward(shape: tuple[int, ...], padding: s
     expected = reference.expert_conv2d_loop(x, weight, indices, padding=padding)
     torch.testing.assert_close(y, expected)
     g = torch.randn(y.shape, dtype=torch.float64, generator=generator)
-    for ours, theirs in zip(
-        torch.autograd.grad(y, (x, weight), g), torch.autograd.grad(expected, (x, weight), g), strict=True
-    ):
+    for ours, theirs in zip(torch.autograd.grad(y, (x, weight), g), torch.autograd.grad(expected, (x, weight), g), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -151,8 +150,8 @@ def test_an_expert_that_a_pixel_selects_twice_counts_twice(channels: int):
     x, weight, indices, g = a_large_case(torch.float64, channels)
     indices = (indices % 2).contiguous()
     got = all_results(x, weight, indices, g)
-    torch.testing.assert_close(got[0], torch_forms.forward(x, weight, indices, "zeros"))
-    expected = torch_forms.backward(g, x, weight, indices, "zeros", True, True)
+    torch.testing.assert_close(got[0], fallback.forward(x, weight, indices, "zeros"))
+    expected = fallback.backward(g, x, weight, indices, "zeros", True, True)
     for ours, theirs in zip(got[1:], expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -183,7 +182,7 @@ def test_folding_is_the_adjoint_of_padding(padding: str, grid: tuple[int, int], 
     x = torch.randn(2, 3, *grid, dtype=torch.float64)
     padded = pad(x, size, padding)
     g = torch.randn_like(padded)
-    torch.testing.assert_close((g * padded).sum(), (torch_forms.fold(g, size, padding) * x).sum())
+    torch.testing.assert_close((g * padded).sum(), (fallback.fold(g, size, padding) * x).sum())
 
 
 @pytest.mark.parametrize("expert", [-1, 4])

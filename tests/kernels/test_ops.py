@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from smoe_hpc.errors import ConfigError
-from smoe_hpc.kernels import build, expert_conv2d, ops
+from smoe_hpc.kernels import expert_conv2d
+from smoe_hpc.kernels.build import libraries
+from smoe_hpc.kernels.build.compilers import find_cxx
+from smoe_hpc.kernels.expert_conv import is_traced
 
 ROOT = Path(__file__).resolve().parents[2]
 OP = torch.ops.smoe_hpc.expert_conv2d.default
@@ -22,7 +25,7 @@ FORMS = ["native", "torch"]
 
 @pytest.fixture(params=FORMS)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "native" and build.find_cxx() is None:
+    if request.param == "native" and libraries.find_cxx() is None:
         pytest.skip("needs a C++ compiler")
     monkeypatch.setenv("SMOE_KERNELS", request.param)
     return request.param
@@ -58,7 +61,7 @@ def test_second_gradients(form: str, channels: int):
 
 
 def test_compiled_as_one_graph(form: str):
-    if build.find_cxx() is None:
+    if find_cxx() is None:
         pytest.skip("needs a C++ compiler")
 
     def step(x: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
@@ -206,11 +209,11 @@ def test_a_forked_child_computes_too():
 
 
 def test_torch_and_the_kernels_share_their_threads():
-    if build.find_cxx() is None:
+    if find_cxx() is None:
         pytest.skip("needs a C++ compiler")
     from smoe_hpc.kernels import cpu
 
-    assert cpu._openmp() is not None
+    assert cpu.openmp() is not None
     with open("/proc/self/maps") as maps:
         libraries = {line.split()[-1] for line in maps if "libgomp" in line or "libiomp" in line or "libomp" in line}
     assert len(libraries) == 1
@@ -218,6 +221,6 @@ def test_torch_and_the_kernels_share_their_threads():
 
 def test_tracing_is_seen():
     x, weight, _ = a_case()
-    assert not ops._traced(x, weight)
+    assert not is_traced(x, weight)
     with torch._subclasses.FakeTensorMode():
-        assert ops._traced(x, weight)
+        assert is_traced(x, weight)

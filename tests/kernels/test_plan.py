@@ -8,15 +8,11 @@ import torch
 
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.kernels import select_experts
-from smoe_hpc.kernels.plan import (
-    Plan,
-    Windows,
-    make_plan,
-    plan_statistics,
-    to_index,
-)
-from smoe_hpc.kernels.planning import geometry_for, geometry_of
-from smoe_hpc.kernels.windows import Geometry, Tile, plan_geometry, tile_for
+from smoe_hpc.kernels.planning.geometry import Geometry, geometry_for, plan_geometry
+from smoe_hpc.kernels.planning.making import geometry_of, make_plan, to_index
+from smoe_hpc.kernels.planning.plan import Plan, Windows
+from smoe_hpc.kernels.planning.statistics import plan_statistics
+from smoe_hpc.kernels.planning.tiles import Tile, tile_for
 
 GRAY = {place ^ (place >> 1): place for place in range(1 << 16)}
 OUTSIDE = 0xFFFF
@@ -78,7 +74,7 @@ def check_windows(geometry: Geometry, index: torch.Tensor, kind: str, windows: W
                 listed = sorted(masks, key=lambda expert: (-masks[expert].bit_count(), masks[expert], expert))
             assert windows.counts[choice, tile] == len(listed)
             rest = [0] * (windows.capacity - len(listed))
-            assert windows.ids[choice, tile].tolist() == listed + rest
+            assert windows.experts[choice, tile].tolist() == listed + rest
             if windows.masks is not None:
                 held = windows.masks[choice, tile].numpy().view(np.uint16).tolist()
                 assert held == [masks[expert] for expert in listed] + rest

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from smoe_hpc.kernels import expert_conv2d, planning, reference, select_experts
-from smoe_hpc.kernels.plan import make_plan, plan_geometry, to_index
-from smoe_hpc.kernels.windows import Tile
+from smoe_hpc.kernels import expert_conv2d, reference, select_experts
+from smoe_hpc.kernels.planning import cost
+from smoe_hpc.kernels.planning.geometry import plan_geometry
+from smoe_hpc.kernels.planning.making import make_plan, to_index
+from smoe_hpc.kernels.planning.tiles import Tile
 from tests.kernels.problems import (
     AT_MOST,
     HALF,
@@ -45,7 +47,7 @@ def _exact_float32():
 @pytest.fixture
 def _tiles(monkeypatch: pytest.MonkeyPatch):
     """The tiled kernels whatever the sizes."""
-    monkeypatch.setattr(planning, "prefers_tiles", lambda *sizes: True)
+    monkeypatch.setattr(cost, "prefers_tiles", lambda *sizes: True)
 
 
 @pytest.fixture

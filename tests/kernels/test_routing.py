@@ -40,12 +40,21 @@ def test_order_of_very_different_magnitudes():
     assert select_experts(values, 5).indices.flatten().tolist() == [3, 2, 4, 1, 0]
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])  # 0 / 0 is negative on x86
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_experts", [3, 17])
 @pytest.mark.parametrize("selected", [1, 2])
-def test_a_value_that_is_not_a_number_comes_first(num_experts: int, selected: int):
-    values = torch.arange(float(num_experts))[:, None, None].clone()
-    values[1] = torch.nan
+def test_a_value_that_is_not_a_number_comes_first(num_experts: int, selected: int, dtype: torch.dtype, sign: float):
+    values = torch.arange(float(num_experts), dtype=dtype)[:, None, None].clone()
+    values[1] = torch.copysign(torch.tensor(torch.nan, dtype=dtype), torch.tensor(sign, dtype=dtype))
     assert select_experts(values, selected).indices.flatten().tolist() == [1, num_experts - 1][:selected]
+
+
+def test_among_several_that_are_not_numbers_the_lower_number_goes_first():
+    values = pixels([torch.inf, -torch.nan, torch.nan, -torch.nan])
+    assert values[1, 0, 0].signbit()
+    for dtype in (torch.float32, torch.float64):
+        assert select_experts(values.to(dtype), 4).indices.flatten().tolist() == [1, 2, 3, 0]
 
 
 def test_a_copy_makes_plans_of_its_own():

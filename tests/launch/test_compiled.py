@@ -1,13 +1,14 @@
 """The doctor's rows about the compiled kernels: compiler, switch, and what lies in the cache."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from smoe_hpc.kernels import build
-from smoe_hpc.launch import compiled
+from smoe_hpc.kernels.build import libraries
+from smoe_hpc.kernels.build.places import library_in
+from smoe_hpc.launch.doctor import compiled
+
+from ..kernels.plants import names_alone, plant
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +21,12 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def library() -> Path:
-    """One without kernels, where the CPU's would lie."""
-    compiler = build.find_cxx()
+    """One whose entry points do nothing, where the CPU's would lie."""
+    compiler = libraries.find_cxx()
     if compiler is None:
         pytest.skip("needs a C++ compiler")
-    path = build._cpu_folder() / f"{build._digest(compiler)}.so"
-    path.parent.mkdir(parents=True)
-    subprocess.run([*compiler.command, "-shared", "-x", "c++", os.devnull, "-o", str(path)], check=True)
+    path = library_in(libraries.cpu_place(), compiler)
+    plant(path, path.with_suffix(".loaded"), compiler)
     return path
 
 
@@ -37,20 +37,32 @@ def test_an_empty_cache(own_cache: Path) -> None:
 
 
 def test_what_lies_ready_is_named(monkeypatch: pytest.MonkeyPatch, library: Path) -> None:
-    folder = build._cuda_folder()
+    folder = libraries.cuda_place().folder
     folder.mkdir(parents=True)
-    monkeypatch.setattr(build, "find_nvcc", lambda: None)  # where any compiler's serves
-    (folder / "c-80-90.so").touch()
+    monkeypatch.setattr(libraries, "find_nvcc", lambda: None)  # where any compiler's serves
+    (folder / "c-80-90.so").write_bytes(names_alone("cuda"))
     found = compiled.kernels_finding()
     assert found.state == "used"
     assert found.value.endswith(f"CPU library {library.name}, CUDA library c-80-90.so")
 
 
 def test_a_library_that_cannot_be_loaded_is_a_problem(library: Path) -> None:
-    library.write_bytes(b"")
+    library.write_bytes(names_alone("cpu"))
     found = compiled.kernels_finding()
     assert found.state == "problem"
     assert "delete it, or set SMOE_CACHE" in found.use
+
+
+def test_a_library_that_another_user_could_write_is_a_problem_and_is_not_loaded(library: Path) -> None:
+    assert compiled.kernels_finding().state == "used"
+    marker = library.with_suffix(".loaded")
+    marker.unlink()
+    library.parent.chmod(0o777)
+    found = compiled.kernels_finding()
+    assert found.state == "problem"
+    assert found.use.startswith(f"{library.parent} is writable by everybody: nothing is loaded from there")
+    assert library.name not in found.value
+    assert not marker.exists()
 
 
 def test_the_switch_decides_what_compilers_are_for(monkeypatch: pytest.MonkeyPatch, library: Path) -> None:

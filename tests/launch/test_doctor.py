@@ -1,14 +1,14 @@
 """The doctor names what is there, survives what is broken, and shows the same to a person and to a program."""
 
 import io
-import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from smoe_hpc.errors import SmoeError
-from smoe_hpc.launch import doctor
+from smoe_hpc.launch.doctor import machine as doctor
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_table_and_json_say_the_same(findings: list[doctor.Finding]) -> None:
     page.print(doctor.render(findings))
     assert isinstance(page.file, io.StringIO)
     shown = page.file.getvalue()
-    told = json.loads(doctor.as_json(findings))
+    told = [asdict(finding) for finding in findings]
     assert len(told) == len(findings)
     for finding in told:
         assert finding["value"] in shown
@@ -69,8 +69,9 @@ def test_two_mpis_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
         return "mpirun (Open MPI) 4.1.4" if command[0] == "mpirun" else "MPICH Version: 5.0.2"
 
     monkeypatch.setattr(doctor, "first_line", first_line)
-    assert doctor._mpi().state == "problem"
-    assert "two different MPIs" in doctor._mpi().use
+    found = {finding.name: finding for finding in doctor.inspect_machine()}["MPI"]
+    assert found.state == "problem"
+    assert "two different MPIs" in found.use
 
 
 def test_states_are_checked() -> None:

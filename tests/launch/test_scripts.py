@@ -1,6 +1,7 @@
 """The scripts a person starts: clean shell, and one clear line for whatever is missing."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,9 +42,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck (Debian: shellcheck)")
 def test_shellcheck() -> None:
     scripts = [*ROOT.glob("launch/*.sh"), *ROOT.glob("slurm/*.sh"), ROOT / ".ci" / "run"]
-    done = subprocess.run(
-        ["shellcheck", "-x", *map(str, scripts)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(["shellcheck", "-x", *map(str, scripts)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
 
 
@@ -64,10 +63,30 @@ def test_no_such_interpreter() -> None:
     assert_one_line(bash("prepare", SMOE_PYTHON="/no/such/python"), "SMOE_PYTHON=/no/such/python does not exist")
 
 
+def test_the_home_folder_in_variables(tmp_path: Path) -> None:
+    named = {"SMOE_VENV": "~/my venv", "SMOE_PYTHON": "~/bin/python", "SMOE_TORCH": "torch==2.13", "HOME": str(tmp_path)}
+    done = bash('echo "$VENV:$SMOE_PYTHON:$SMOE_TORCH"', **named)
+    assert done.stdout == f"{tmp_path}/my venv:{tmp_path}/bin/python:torch==2.13\n", done.stderr
+    assert_one_line(bash("prepare", SMOE_VENV="~no_such_user/venv"), "SMOE_VENV=~no_such_user/venv", "no home folder")
+
+
 def test_an_interpreter_that_is_too_old(tmp_path: Path) -> None:
     stand_in(tmp_path, "python3.6", "exit 1")
     done = bash("prepare", SMOE_PYTHON=str(tmp_path / "python3.6"))
     assert_one_line(done, "is no Python from 3.10 to 3.14", "unset it")
+
+
+def test_the_distributions_own_python_is_not_installed_into() -> None:
+    system = Path("/usr/bin/python3")
+    if not any(Path("/usr/lib").glob("python3.*/EXTERNALLY-MANAGED")):
+        pytest.skip("this distribution lets pip install into its own Python")
+    done = bash("add() { echo installed; }; prepare", SMOE_PYTHON=str(system))
+    assert_one_line(done, "SMOE_PYTHON=/usr/bin/python3", "unset")
+    assert "installed" not in done.stdout
+    done = bash("needs() { echo torch; }; add() { echo installed; }; prepare", SMOE_PYTHON=str(system))
+    assert_one_line(done, "is the distribution's own Python", "name the interpreter of an environment", "unset SMOE_PYTHON")
+    assert "installed" not in done.stdout
+    assert bash(f"PYTHON={sys.executable}; may_install").returncode == 0
 
 
 def test_no_disk(tmp_path: Path) -> None:
@@ -113,12 +132,8 @@ def test_a_disk_that_fills_up_while_installing(tmp_path: Path) -> None:
         ("12.4", {"SMOE_TORCH": "torch==2.11.0"}, ["torch==2.11.0"]),
     ],
 )
-def test_torch_fits_the_driver(
-    tmp_path: Path, driver: str | None, variables: dict[str, str], expected: list[str]
-) -> None:
-    table = (
-        f'if [ "${{1:-}}" = -L ]; then echo "GPU 0: NVIDIA"; else echo "| Driver 1.2  CUDA Version: {driver}  |"; fi'
-    )
+def test_torch_fits_the_driver(tmp_path: Path, driver: str | None, variables: dict[str, str], expected: list[str]) -> None:
+    table = f'if [ "${{1:-}}" = -L ]; then echo "GPU 0: NVIDIA"; else echo "| Driver 1.2  CUDA Version: {driver}  |"; fi'
     stand_in(tmp_path / "bin", "nvidia-smi", table if driver else "exit 9")
     said = tmp_path / "said"
     stand_in(tmp_path / "bin", "python", f'[ "$2" = uv ] && echo "uv $7 $8" >>{said}; exit 0')
@@ -141,3 +156,43 @@ def test_no_registry_is_named() -> None:
     for path in (*ROOT.glob("launch/*"), ROOT / "setup.cfg", ROOT / "pyproject.toml"):
         if path.is_file():
             assert "://" not in path.read_text(), path
+
+
+def test_the_log_has_a_name_that_nobody_can_guess(tmp_path: Path) -> None:
+    found = [bash('echo "$LOG"', TMPDIR=str(tmp_path)).stdout.strip() for _ in range(2)]
+    assert found[0] != found[1]
+    for name in found:
+        assert re.fullmatch(rf"{tmp_path}/smoe-install-\w{{12}}\.log", name)
+    assert list(tmp_path.iterdir()) == []  # made when there is something to say
+
+
+def local_slurm(verb: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "launch" / "local_slurm.sh"), verb]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("S")}
+    return subprocess.run(command, env={**environ, **variables}, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("verb", ["up", "status", "down"])
+def test_the_local_slurm_takes_nothing_from_a_folder_that_others_may_write(verb: str, tmp_path: Path) -> None:
+    state = tmp_path / f"smoe-slurm-{os.getuid()}"
+    state.mkdir()
+    state.chmod(0o777)
+    done = local_slurm(verb, TMPDIR=str(tmp_path), SMOE_SLURM_FORCE="1")
+    assert_one_line(done, f"others may write in {state}", "SMOE_SLURM_DIR")
+    assert list(state.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to make files of another user")
+def test_the_local_slurm_takes_nothing_from_another_user(tmp_path: Path) -> None:
+    state = tmp_path / f"smoe-slurm-{os.getuid()}"
+    own = tmp_path / "own"
+    own.mkdir()
+    state.symlink_to(own)
+    assert local_slurm("status", TMPDIR=str(tmp_path)).returncode == 3  # the user's own link
+    os.chown(state, 65534, -1, follow_symlinks=False)
+    assert_one_line(local_slurm("up", TMPDIR=str(tmp_path), SMOE_SLURM_FORCE="1"), f"{state} belongs to ")
+    state.unlink()
+    state.mkdir()
+    os.chown(state, 65534, -1)
+    assert_one_line(local_slurm("down", TMPDIR=str(tmp_path)), f"{state} belongs to ")
+    assert list(own.iterdir()) == []

@@ -105,6 +105,42 @@ def test_a_step_that_does_not_end_well_ends_the_job_with_a_line(status: int, wor
     assert "went on" not in done.stdout
 
 
+def test_the_home_folder_in_variables(tmp_path: Path) -> None:
+    """Nobody but a shell that sees them bare puts it in; a folder called ~ is never made."""
+    (tmp_path / "data").mkdir()
+    variables = {"SMOE_DATA": "~/data", "SMOE_RUNS": "~/runs #1", "HOME": str(tmp_path)}
+    done = bash('choose_data a b; echo "$DATA:$RUNS:$SMOE_DATA"', **variables)
+    assert done.stdout == f"{tmp_path}/data:{tmp_path}/runs #1:{tmp_path}/data\n", done.stderr
+    assert bash("echo $SMOE_DATA", SMOE_DATA="~root/data").stdout == f"{Path('~root').expanduser()}/data\n"
+    assert bash("echo $SMOE_DATA", SMOE_DATA="./~/data").stdout == "./~/data\n"
+    assert_refused(bash("echo $SMOE_RUNS", SMOE_RUNS="~no_such_user/x"), "SMOE_RUNS=~no_such_user/x", "no home folder")
+    assert_refused(bash("echo", SMOE_DATA="~$(touch here)/x"), "no home folder")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_the_home_folder_in_smoe_root(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkout").symlink_to(ROOT)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SMOE_"))}
+    environ |= {"SMOE_ROOT": "~/checkout", "HOME": str(tmp_path), "SLURM_SUBMIT_DIR": "/"}
+    copy = tmp_path / "job"
+    copy.write_text(path.read_text())
+    done = subprocess.run(["bash", str(copy)], env=environ, cwd="/", capture_output=True, text=True, timeout=60)
+    assert_refused(done, "no Slurm job")
+
+
+def test_missing_data_are_named_with_what_can_be_done(tmp_path: Path) -> None:
+    done = bash("choose_data a b", SMOE_DATA=str(tmp_path / "none"), SMOE_RUNS=str(tmp_path))
+    assert_refused(done, "no data at", "SMOE_SYNTHETIC=1", "docs/weather.md")
+    assert "convert" not in done.stderr, "ERA5 of several levels cannot be converted"
+
+
+def test_every_step_takes_the_environment_along() -> None:
+    """Whatever sbatch was told to export: else no task finds python (with a real Slurm: tests/slurm)."""
+    calls = re.findall(r"^ *srun (.*)$", (ROOT / "slurm" / "common.sh").read_text(), re.M)
+    assert calls
+    assert all(call.startswith("--export=ALL ") for call in calls)
+
+
 def test_runs_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = bash("choose_data a b", SMOE_SYNTHETIC="1", SMOE_RUNS=str(tmp_path / "file" / "runs"))

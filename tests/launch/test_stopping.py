@@ -7,34 +7,34 @@ import threading
 import pytest
 
 from smoe_hpc.launch import stopping
-from smoe_hpc.launch.stopping import asked, ignore_until_exit, listening, obey_sigterm
+from smoe_hpc.launch.stopping import handle_stop_signals, ignore_until_exit, restore_sigterm, stop_requested
 
 
 @pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_a_signal_is_noted_and_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with listening():
-        assert asked() == ""
+    with handle_stop_signals():
+        assert stop_requested() == ""
         os.kill(os.getpid(), number)
-        assert asked() == number.name
-    assert asked() == ""
+        assert stop_requested() == number.name
+    assert stop_requested() == ""
     assert signal.getsignal(number) is before
 
 
 def test_what_came_early_is_seen_inside() -> None:
-    with listening():
+    with handle_stop_signals():
         os.kill(os.getpid(), signal.SIGUSR1)
-        with listening():
+        with handle_stop_signals():
             os.kill(os.getpid(), signal.SIGTERM)
-            assert asked() == "SIGUSR1", "the first is the reason"
-        assert asked() == "SIGUSR1"
+            assert stop_requested() == "SIGUSR1", "the first is the reason"
+        assert stop_requested() == "SIGUSR1"
 
 
 def test_another_handler_is_replaced_and_put_back() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
     try:
-        with listening():
+        with handle_stop_signals():
             os.kill(os.getpid(), signal.SIGUSR2)
         assert heard == []
         os.kill(os.getpid(), signal.SIGUSR2)
@@ -45,9 +45,9 @@ def test_another_handler_is_replaced_and_put_back() -> None:
 
 def test_once_all_is_saved_sigterm_ends_the_process_again() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with listening():
-        with listening():
-            obey_sigterm()
+    with handle_stop_signals():
+        with handle_stop_signals():
+            restore_sigterm()
             assert signal.getsignal(signal.SIGTERM) is before
         assert signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL, "a warning is no order"
     assert signal.getsignal(signal.SIGTERM) is before
@@ -56,7 +56,7 @@ def test_once_all_is_saved_sigterm_ends_the_process_again() -> None:
 def test_last_words_are_not_cut_off() -> None:
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     try:
-        with listening():
+        with handle_stop_signals():
             ignore_until_exit()
         assert all(signal.getsignal(number) is signal.SIG_IGN for number in stopping.SIGNALS)
     finally:
@@ -69,7 +69,7 @@ def test_another_thread_listens_to_nothing() -> None:
     found: list[object] = []
 
     def work() -> None:
-        with listening():
+        with handle_stop_signals():
             found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

@@ -4,6 +4,7 @@ import torch
 from smoe_hpc.errors import ConfigError, SmoeError
 from smoe_hpc.layers import (
     AuxiliaryLosses,
+    Damping,
     RoutingLoss,
     SpatialMoE2d,
     begin_step,
@@ -16,7 +17,7 @@ from smoe_hpc.layers import (
     routing_metrics,
     routing_state,
 )
-from smoe_hpc.layers.auxiliary import importance_loss, load_loss, spatial_agreement_loss
+from smoe_hpc.layers.gates.auxiliary import importance_loss, load_loss, spatial_agreement_loss
 
 GRID = (4, 6)
 
@@ -65,6 +66,7 @@ def test_noise_depends_on_step_and_sample_alone():
 
 def test_shared_noise_is_one_draw_for_the_batch():
     gate = make_gate("conv", 3, 1, GRID, in_channels=1, noise="shared")
+    gate.step = 0
     x = torch.randn(3, 1, *GRID)
     noise = gate(x)[0] - gate.raw_values(x)
     torch.testing.assert_close(noise[0], noise[1])
@@ -74,9 +76,62 @@ def test_shared_noise_is_one_draw_for_the_batch():
 def test_a_per_sample_noisy_latent_gate_trains():
     gate = make_gate("latent", 4, 2, GRID, noise="per_sample")
     layer = SpatialMoE2d(2, 4, 2, GRID, gate=gate)
+    begin_step(layer, 0)
     y = layer(torch.randn(3, 2, *GRID))
     (y.square().mean() + routing_loss(layer)).backward()
     assert gate.logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("noise", ["shared", "per_sample"])
+def test_noise_that_does_not_know_the_step_is_refused(noise: str):
+    layer = SpatialMoE2d(1, 3, 1, GRID, gate=make_gate("latent", 3, 1, GRID, noise=noise))
+    x = torch.zeros(2, 1, *GRID)
+    with pytest.raises(SmoeError, match=r"the same numbers for ever; call smoe_hpc\.layers\.begin_step"):
+        layer(x)
+    layer.eval()
+    layer(x)
+
+
+def test_noise_of_other_samples_is_refused():
+    layer = SpatialMoE2d(2, 4, 2, (3, 4), gate=make_gate("latent", 4, 2, (3, 4), noise="per_sample"))
+    begin_step(layer, 0, torch.tensor([5, 6]))
+    layer(torch.randn(2, 2, 3, 4))
+    with pytest.raises(SmoeError, match="told of 2 samples but given 1"):
+        layer(torch.randn(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(("options", "learns"), [({}, False), ({"weighted": True}, True), ({"damping": None}, False)])
+def test_a_gate_that_nothing_teaches_is_frozen(options: dict, learns: bool):
+    options = {"damping": Damping(0.1, quantile=0.5), **options}
+    layer = SpatialMoE2d(2, 4, 2, (3, 4), routing_loss=None, **options)
+    assert [p.requires_grad for p in layer.gate.parameters()] == [learns]
+    SpatialMoE2d(2, 4, 2, (3, 4), gate=layer.gate)
+    assert [p.requires_grad for p in layer.gate.parameters()] == [True]
+
+
+def test_a_loop_that_holds_the_choice_from_the_start_knows_the_step():
+    layer = SpatialMoE2d(1, 3, 1, GRID, gate=make_gate("latent", 3, 1, GRID, noise="shared"))
+    hold_routing(layer)
+    seen = []
+    for step in range(3):
+        seen.append(layer.gate(torch.zeros(1, 1, *GRID))[0].detach())
+        end_step(layer, step)
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_gates_with_the_default_seed_draw_by_their_place_in_the_model():
+    def values(seed: int | None) -> list[torch.Tensor]:
+        gates = [make_gate("latent", 3, 1, GRID, noise="shared", noise_seed=seed) for _ in range(2)]
+        model = torch.nn.Sequential(*[SpatialMoE2d(1, 3, 1, GRID, gate=gate) for gate in gates])
+        begin_step(model, 4)
+        return [(gate(torch.zeros(1, 1, *GRID))[0] - gate.logits).detach() for gate in gates]
+
+    first, second = values(None)
+    assert (first - second).abs().max() > 0.1
+    again, alike = values(0)
+    torch.testing.assert_close(first, again)
+    torch.testing.assert_close(again, alike)  # who gives seeds gives them
 
 
 # -- routing as state --------------------------------------------------------------------------------------------------
@@ -215,3 +270,39 @@ def test_impossible_gates_are_refused(kind: str, options: dict, message: str):
 def test_balanced_is_a_little_above_the_share_selected():
     for n, k in [(2, 1), (3, 1), (256, 128), (4096, 128)]:
         assert k / n < RoutingLoss().quantile_for(n, k) < 1.5 * k / n
+
+
+# -- values that are not numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["latent", "conv"])
+def test_a_gate_that_holds_a_nan_is_named(kind: str):
+    model = torch.nn.Sequential(SpatialMoE2d(1, 4, 2, GRID), SpatialMoE2d(2, 4, 2, GRID, gate=kind))
+    x = torch.randn(2, 1, *GRID)
+    model(x)  # which has looked at the parameters as they were
+    with torch.no_grad():
+        next(model[1].gate.parameters()).view(-1)[3] = torch.nan
+    if kind == "latent":
+        with pytest.raises(SmoeError, match=r"gate '1\.gate'.*not numbers.*lower the gate's learning rate"):
+            end_step(model, 0)
+    for training in (True, False):
+        with pytest.raises(SmoeError, match=r"Gate\(.*experts=4, selected=2, grid=\(4, 6\).* not numbers"):
+            model.train(training)(x)
+
+
+def test_infinite_values_are_numbers():
+    layer = SpatialMoE2d(1, 4, 2, GRID)
+    with torch.no_grad():
+        layer.gate.logits[0], layer.gate.logits[1] = torch.inf, -torch.inf  # their sum is none
+    end_step(layer, 0)
+    layer.eval()(torch.randn(2, 1, *GRID))
+
+
+def test_what_an_optimiser_writes_behind_the_back_is_seen():
+    layer = SpatialMoE2d(1, 4, 2, GRID).eval()
+    layer(torch.randn(2, 1, *GRID))
+    layer.gate.logits.data.fill_(torch.nan)  # leaves no trace
+    with pytest.raises(SmoeError, match="not numbers"):
+        end_step(layer.train(), 0)
+    with pytest.raises(SmoeError, match="not numbers"):
+        layer.eval()(torch.randn(2, 1, *GRID))

@@ -150,9 +150,9 @@ def test_a_batch_that_is_not_whole_groups_is_refused():
 
 def test_a_gate_may_normalise_groups():
     sizes = {"in_channels": 2, "generator": torch.Generator().manual_seed(1)}
-    plain = make_gate("coordconv-multi", 4, 1, SHAPE, **sizes)
+    plain = make_gate("coordconv_multi", 4, 1, SHAPE, **sizes)
     sizes["generator"] = torch.Generator().manual_seed(1)
-    grouped = make_gate("coordconv-multi", 4, 1, SHAPE, ghost_batch=3, **sizes)
+    grouped = make_gate("coordconv_multi", 4, 1, SHAPE, ghost_batch=3, **sizes)
     x = drawn(3, 2, dtype=torch.float32)
     assert torch.equal(plain(x)[0], grouped(x)[0])
     twice = torch.cat([x, x + 1])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from smoe_hpc.kernels import select_experts
 from smoe_hpc.layers import Damping, RoutingLoss, SpatialMoE2d, end_step, parameter_groups, routing_loss
 
 pytestmark = pytest.mark.gpu
@@ -56,3 +57,13 @@ def test_selection_is_the_same_as_on_the_cpu():
     here = layer.gate.routing(layer.gate.logits, "rank").indices
     there = layer.gate.routing(layer.gate.logits.cuda(), "rank").indices
     assert torch.equal(here, there.cpu())
+
+
+@pytest.mark.parametrize("num_experts", [5, 300, 2000])
+@pytest.mark.parametrize("selected", [1, 4])
+def test_values_that_are_not_numbers_come_first_whatever_their_sign(num_experts: int, selected: int):
+    values = torch.randn(num_experts, 8, 16)
+    values[1], values[3] = -torch.nan, torch.nan
+    here, there = (select_experts(on, selected).indices for on in (values, values.cuda()))
+    assert torch.equal(here, there.cpu())
+    assert (here[0] == 1).all()

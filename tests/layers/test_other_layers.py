@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from smoe_hpc.errors import ConfigError, SmoeError
-from smoe_hpc.layers.cond_conv import CondConv2d
-from smoe_hpc.layers.convolution import ChannelBias, Conv2d, GridLayer
-from smoe_hpc.layers.coord_conv import CoordConv2d, coordinate_channels
-from smoe_hpc.layers.locally_connected import LocallyConnected2d
-from smoe_hpc.layers.low_rank import LowRankLocallyConnected2d
+from smoe_hpc.layers.convolutions.cond_conv import CondConv2d
+from smoe_hpc.layers.convolutions.convolution import ChannelBias, Conv2d, GridLayer
+from smoe_hpc.layers.convolutions.coord_conv import CoordConv2d, coordinate_channels
+from smoe_hpc.layers.convolutions.locally_connected import LocallyConnected2d
+from smoe_hpc.layers.convolutions.low_rank import LowRankLocallyConnected2d
 
 LAYERS = (Conv2d, CoordConv2d, CondConv2d, LocallyConnected2d, LowRankLocallyConnected2d)
 PADDINGS = ("zeros", "periodic_longitude", "sphere")

@@ -1,12 +1,18 @@
 """A user's own network becomes an SMoE network."""
 
+import re
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from smoe_hpc.compat import module_hooks
 from smoe_hpc.errors import ConfigError
-from smoe_hpc.layers import Damping, SpatialMoE2d, routing_loss
-from smoe_hpc.layers.replace import find_grids, replace_convolutions
+from smoe_hpc.layers import Damping, SpatialMoE2d, routing_loss, spatial_layers
+from smoe_hpc.layers.replacing.calls import find_grids
+from smoe_hpc.layers.replacing.replace import replace_convolutions
 
 
 class Network(nn.Module):
@@ -74,7 +80,7 @@ def test_gates_of_equal_sizes_are_shared():
     assert model.stem.gate is model.block[0][0].gate is model.block[1][0].gate
     assert model.deep[0].gate is model.twice[0].gate  # a kernel of another size is no obstacle
     assert [layer.gate for layer in report.layers if layer.reason is None] == [0, 0, 0, 1, 1]
-    assert model.stem.gate.layers_sharing == 3
+    assert sum(layer.gate is model.stem.gate for layer in spatial_layers(model)) == 3
     _, report = replace_convolutions(Network(), EXAMPLE, num_experts=double)
     assert [layer.gate for layer in report.layers if layer.reason is None] == [0, 1, 2, 3, 4]
 
@@ -111,7 +117,7 @@ def test_finding_grids_changes_nothing():
     assert model.training
     assert not model.norm.training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert not model.stem._forward_hooks
+    assert not module_hooks(model.stem)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +171,13 @@ def test_requests_that_cannot_be_met(arguments: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         replace_convolutions(model, EXAMPLE, **arguments)
     assert not any(isinstance(module, SpatialMoE2d) for module in model.modules())  # as it was
+
+
+def test_the_example_of_the_documentation_says_what_stands_there(capsys: pytest.CaptureFixture[str]):
+    page = (Path(__file__).parents[2] / "docs" / "layer.md").read_text(encoding="utf-8")
+    ((example, said),) = re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)+)", page, re.DOTALL)
+    exec(compile(example, "layer.md", "exec"), {})
+    assert capsys.readouterr().out == textwrap.dedent(said)
 
 
 def test_a_model_without_convolutions():

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from smoe_hpc.config import Gate, Model
-from smoe_hpc.config import RoutingLoss as RoutingLossConfig
+from smoe_hpc.config import Gate, Model, RoutingLoss
 from smoe_hpc.errors import SmoeError
-from smoe_hpc.layers import CondConv2d, LowRankLocallyConnected2d, SpatialMoE2d, routing_loss, spatial_layers
+from smoe_hpc.layers import CondConv2d, LowRankLocallyConnected2d, SpatialMoE2d, begin_step, routing_loss, spatial_layers
 from smoe_hpc.models import build_stack
 
 GRID = (6, 8)
@@ -110,21 +109,20 @@ def test_the_true_map_routes():
 @pytest.mark.parametrize("kind", ["latent", "conv", "coordconv", "coordconv_multi", "lcn", "linear"])
 def test_every_gate_takes_its_options(kind: str):
     gate = Gate(kind=kind, softmax=True, noise="shared")
-    losses = RoutingLossConfig(importance=0.1, load=0.1, spatial_agreement=0.1)
+    losses = RoutingLoss(importance=0.1, load=0.1, spatial_agreement=0.1)
     groups = {"ghost_batch": 2} if kind == "coordconv_multi" else {}
     stack = build_stack(Model(gate=gate, routing_loss=losses, damping=None, **groups), 1, GRID, generator=seeded())
     (layer,) = spatial_layers(stack)
     assert layer.gate.softmax
     assert layer.gate.auxiliary.load == 0.1
     assert layer.damping is None
+    begin_step(stack, 0)
     (stack(torch.randn(2, 1, *GRID)).square().mean() + routing_loss(stack)).backward()
 
 
 def test_noise_of_two_gates_differs_and_follows_the_seed():
     model = Model(channels=[2, 2], num_experts=4, gate=Gate(noise="shared"))
-    seeds = [
-        [layer.gate.noise_seed for layer in build_stack(model, 1, GRID, generator=seeded(s)).layers] for s in (0, 0, 1)
-    ]
+    seeds = [[layer.gate.noise_seed for layer in build_stack(model, 1, GRID, generator=seeded(s)).layers] for s in (0, 0, 1)]
     assert seeds[0] == seeds[1] != seeds[2]
     assert seeds[0][0] != seeds[0][1]
 

@@ -1,6 +1,7 @@
 """Pictures of a run: that they are there, show the right figures, and say what is wrong where they cannot be drawn."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from smoe_hpc.config import Data, Gate, Model, Recipe, Splits, to_yaml
-from smoe_hpc.errors import CheckpointError, RunError
+from smoe_hpc.errors import CheckpointError, RunError, SmoeError
 from smoe_hpc.io.grids import Grid
-from smoe_hpc.io.store_writer import StoreWriter
+from smoe_hpc.io.store.writer import StoreWriter
 from smoe_hpc.io.synthetic.heat import make_heat
-from smoe_hpc.report import curves, make_pictures, routing, style
+from smoe_hpc.report import curves, draw_pictures, make_pictures, routing, style
 from smoe_hpc.report.pictures import selections
+from smoe_hpc.runs.metrics import read_events
 from smoe_hpc.scores import best_matching, confusion_matrix
 from smoe_hpc.tasks import make_task
 
@@ -130,7 +132,7 @@ def test_drawing_leaves_the_model_as_it_was(heat: Path, tmp_path: Path):
     task = make_task(heat_recipe(heat))
     model = task.build_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    task.pictures(tmp_path, model)  # as the training loop asks for them
+    draw_pictures(task, tmp_path, model)  # as at the end of training
     assert (tmp_path / "pictures" / "forecast.png").exists()
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
@@ -155,12 +157,12 @@ def test_weights_of_another_model(heat: Path, tmp_path: Path):
 def test_metrics_that_are_being_written(tmp_path: Path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(metrics(True) + '{"event": "step", "st')
-    events = curves.read_events(file)
+    events = read_events(file)
     assert len(events["step"]) == 200
     assert len(events["validation"]) == 4
     file.write_text("what\n")
     with pytest.raises(RunError, match="cannot be read as metrics"):
-        curves.read_events(file)
+        read_events(file)
     assert curves.draw_curves({"step": [], "epoch": [], "validation": []}, "rmse", "K", "t") is None
 
 
@@ -223,3 +225,30 @@ def test_nothing_half_written_is_left(tmp_path: Path):
     made.subplots()
     path = style.save(made, tmp_path / "new" / "a.png")
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+
+
+DAMAGED = {
+    "deep": ("[" * 100_000, "maximum recursion|too deep|recursion"),
+    "no scores": ('{"event":"validation","step":7,"epoch":1,"split":"validation"}', "line 2: it has no scores"),
+    "no numbers": ('{"event":"step","step":"a","loss":"b"}', "line 2: a step or a figure is no number"),
+    "no event": ('{"event":[1]}', "line 2: it is no event of a run"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_metrics_are_one_error(tmp_path: Path, damage: str):
+    line, message = DAMAGED[damage]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event":"step","step":1,"loss":1.0}\n' + line + "\n")
+    with pytest.raises(RunError, match=message):
+        read_events(path)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, heat: Path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(RunError, match="is a FIFO, not a regular file"):
+        read_events(tmp_path / "metrics.jsonl")
+    (tmp_path / "config.yaml").write_text(to_yaml(heat_recipe(heat)))
+    os.mkfifo(tmp_path / "weights.safetensors")
+    with pytest.raises(SmoeError, match=r"weights\.safetensors is a FIFO, not a regular file"):
+        make_pictures(tmp_path)

@@ -16,7 +16,7 @@ def test_renamed_experts_agree_wholly():
     experts = np.array([2, 0, 1])[REGION]  # region 0 -> expert 2, 1 -> 0, 2 -> 1
     matching = best_matching(confusion_matrix(experts, REGION, 3))
     assert matching.one_to_one == matching.many_to_one == 100.0
-    assert matching.expert_of_region == {0: 2, 1: 0, 2: 1}
+    assert matching.region_of_expert == {2: 0, 0: 1, 1: 2}
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from smoe_hpc.io.synthetic.heat import make_heat
+from smoe_hpc.launch import submit
 from smoe_hpc.launch.job import job_state, node_address
 from tests.slurm.conftest import LOCAL_SLURM, ROOT, Slurm, clean_environment
 
@@ -30,8 +32,45 @@ def test_srun_without_an_mpi_is_one_world(slurm: Slurm) -> None:
 
 
 def test_a_data_job_under_srun(slurm: Slurm) -> None:
-    told = ranks(slurm.run("srun", "-N2", "-n3", "--overcommit", "--mpi=none", sys.executable, str(LAUNCH / "team_worker.py")))
+    told = ranks(
+        slurm.run("srun", "-N2", "-n3", "--overcommit", "--mpi=none", sys.executable, str(LAUNCH / "communicator_worker.py"))
+    )
     assert [(one["rank"], one["world"], one["rows"]) for one in told] == [(rank, 3, list(range(7))) for rank in range(3)]
+
+
+@pytest.mark.parametrize("export", ["NONE", "HOME,LANG"])
+def test_every_task_gets_the_environment_whatever_sbatch_exports(
+    slurm: Slurm, environment_script: str, tmp_path: Path, export: str
+) -> None:
+    """Many sites' profiles set SBATCH_EXPORT; srun would hand that on to the tasks, which then find no python."""
+    program = "import os; print(os.environ['READ_IN_THE_JOB'], os.environ['SLURM_PROCID'])"
+    script = tmp_path / "job.sh"
+    script.write_text(
+        f"#!/bin/bash\n#SBATCH --nodes=2\n. {environment_script}\n. {ROOT}/slurm/common.sh\n"
+        f'export READ_IN_THE_JOB=here\nstep try python -c "{program}"\n'
+    )
+    job = slurm.sbatch(script, tmp_path, f"--export={export}")
+    about = slurm.wait(job, ("COMPLETED", "FAILED"))
+    log = (tmp_path / "log").read_text()
+    assert about["JobState"] == "COMPLETED", log
+    assert sorted(log.splitlines()) == ["here 0", "here 1"]
+
+
+def test_a_submitted_run_trains_whatever_sbatch_exports(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run in a folder whose name YAML and shells would cut, submitted as in a site whose profile exports nothing."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SUBMITIT_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_CONF", slurm.conf)
+    monkeypatch.setenv("SBATCH_EXPORT", "NONE")
+    store = tmp_path / "heat #1"
+    make_heat(store, (4, 2, 2), (12, 12), steps=10)
+    short = {"training.batch": 8, "training.max_steps": 2, "training.validate_every": 2, "run.pictures": False}
+    job = submit("heat_quickstart", {"data.store": store, **short}, root=tmp_path / "runs #1", time=10)
+    assert set(job.result(timeout=120)) == {"validation", "test"}
+    assert job.run_dir == tmp_path / "runs #1" / "heat_quickstart"
+    assert "validation within_1pct" in job.logs()[1].read_text(), "where `submit` says that progress goes"
 
 
 def test_slurm_is_asked(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

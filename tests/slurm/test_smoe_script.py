@@ -69,7 +69,7 @@ class Reference:
         """The recipe's changes as the script made them."""
         command = [sys.executable, "-m", "smoe_hpc", "data", "splits", str(self.data)]
         splits = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True).stdout.split()
-        plain = {"loader.front": "plain"}  # the script takes DALI where it is installed: the same samples in the same order
+        plain = {"loader.backend": "threads"}  # the script takes DALI where it is installed: the same samples in the same order
         return {"data.store": str(self.data), "name": NAME, **dict(line.split("=", 1) for line in splits), **SMALL, **plain}
 
 
@@ -108,7 +108,7 @@ def test_a_job_that_is_taken_away_twice_ends_the_same(
     """Asked to save while it starts, and requeued from outside in the middle of training."""
     variables = {**SYNTHETIC, "SMOE_ENV": slow_scontrol(environment_script, tmp_path), "SMOE_ROOT": str(ROOT)}
     variables["SMOE_DATA"] = str(reference.data)
-    job = slurm.sbatch(SCRIPT, tmp_path, SMOE_ARGS=f"{ARGS} loader.front=plain", **variables)
+    job = slurm.sbatch(SCRIPT, tmp_path, SMOE_ARGS=f"{ARGS} loader.backend=threads", **variables)
     run, log = tmp_path / "runs" / NAME, tmp_path / "log"
     wait_until((run / "lock").exists, 90, lambda: log.read_text() if log.exists() else "no log")
     slurm.run("scancel", "--signal=USR1", job)  # as `--signal=USR1@300` does when the time is nearly up

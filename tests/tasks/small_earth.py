@@ -9,7 +9,7 @@ import numpy as np
 
 from smoe_hpc.config import Data, Model, Recipe, Splits, Training
 from smoe_hpc.io.grids import Grid
-from smoe_hpc.io.store_writer import StoreWriter
+from smoe_hpc.io.store.writer import StoreWriter
 
 GRID = Grid("latlon", np.array([-75.0, -45.0, -15.0, 15.0, 45.0, 75.0]), np.arange(8) * 45.0)
 CHANNELS = ["z500", "t850", "t2m", "tp"]

@@ -10,7 +10,7 @@ import torch
 
 from smoe_hpc.config import Data, Gate, Model, Recipe, Training
 from smoe_hpc.errors import ConfigError, DataError
-from smoe_hpc.io.loader import Loader
+from smoe_hpc.io.loading.loader import Loader
 from smoe_hpc.io.synthetic.heat import make_heat
 from smoe_hpc.layers import begin_step, end_step, parameter_groups, routing_loss
 from smoe_hpc.tasks import HeatTask, make_task

@@ -10,8 +10,8 @@ import torch
 from smoe_hpc.config import Data, Model, Recipe, RoutingLoss, Splits
 from smoe_hpc.errors import DataError, SmoeError
 from smoe_hpc.io.grids import Grid
-from smoe_hpc.io.loader import Loader
-from smoe_hpc.io.store_writer import StoreWriter
+from smoe_hpc.io.loading.loader import Loader
+from smoe_hpc.io.store.writer import StoreWriter
 from smoe_hpc.tasks import RegionalTask, make_task
 
 GRID = Grid("latlon", np.array([50.0, 60.0, 70.0]), np.array([350.0, 351.0, 352.0, 353.0]))
@@ -109,9 +109,7 @@ def test_layers_are_told_the_weight_of_the_loss(path: Path):
     model = Model(num_experts=3, routing_loss=RoutingLoss(error_scale="loss_weight"), damping=None)
     task = make_task(replace(recipe(path), model=model))
     (layer,) = task.build_model().layers
-    torch.testing.assert_close(
-        layer.loss_weight.double(), torch.from_numpy(GRID.cos_latitude_weights()), rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(layer.loss_weight.double(), torch.from_numpy(GRID.cos_latitude_weights()), rtol=1e-6, atol=0)
 
 
 def test_stores_that_do_not_fit(path: Path, tmp_path: Path):

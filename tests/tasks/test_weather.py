@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from smoe_hpc.cli import app
 from smoe_hpc.config import Data, Gate, Model, RoutingLoss, to_yaml
 from smoe_hpc.errors import ConfigError, DataError
-from smoe_hpc.io.climatology import WEEKS, climatology_of, compute_climatology, week_of
 from smoe_hpc.io.grids import Grid
-from smoe_hpc.io.samples import Split
-from smoe_hpc.io.series import open_store
-from smoe_hpc.io.store_writer import StoreWriter
+from smoe_hpc.io.sampling.splits import Split
+from smoe_hpc.io.statistics.climatology import WEEKS, climatology_of, compute_climatology, week_of
+from smoe_hpc.io.store.multi_file import open_store
+from smoe_hpc.io.store.writer import StoreWriter
 from smoe_hpc.layers import spatial_layers
 from smoe_hpc.tasks import RegionalTask, StoreTask, WeatherTask, make_task, prepare_data
 
@@ -34,7 +34,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def scores(task: StoreTask, model: torch.nn.Module, split: str = "test") -> dict[str, float]:
     board, samples = task.score(split), task.samples(split)
-    items = [*samples.all_items().tolist(), -1, -1]  # the last batch filled up
+    items = [*samples.all_ids().tolist(), -1, -1]  # the last batch filled up
     with torch.no_grad():
         for first in range(0, len(items), 7):
             batch = samples.fetch(items[first : first + 7])
@@ -143,7 +143,7 @@ def test_the_loss_is_weighted_and_scored_as_trained(path: Path):
     task = make_task(recipe(path))
     model = task.build_model().eval()
     samples = task.samples("test")
-    batch = samples.fetch(samples.all_items())
+    batch = samples.fetch(samples.all_ids())
     with torch.no_grad():
         output = model(batch.inputs)
     weights = np.cos(np.deg2rad(GRID.lat))
@@ -168,7 +168,7 @@ def test_a_continuous_lead_is_told_and_scored_at_each(path: Path):
     task = make_task(recipe(path, leads=[6, 12, 24], lead_mode="continuous", validation_leads=[6, 24]))
     train, test = task.samples("train"), task.samples("test")
     assert train.in_channels == test.in_channels == 3 * 4 + 2 + 1
-    batch = train.fetch(train.epoch_items(seed=0, epoch=0)[:16])
+    batch = train.fetch(train.epoch_ids(seed=0, epoch=0)[:16])
     assert batch.leads is not None
     assert set(batch.leads.tolist()) == {6, 12, 24}
     torch.testing.assert_close(batch.inputs[:, -1, 0, 0], batch.leads.float() / 100)
@@ -247,15 +247,15 @@ def test_what_is_prepared_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*arguments: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("smoe_hpc.io.climatology.compute_climatology", refuse)
-    monkeypatch.setattr("smoe_hpc.io.statistics.compute_statistics", refuse)
+    monkeypatch.setattr("smoe_hpc.io.statistics.climatology.compute_climatology", refuse)
+    monkeypatch.setattr("smoe_hpc.io.statistics.channel_statistics.compute_statistics", refuse)
     task = make_task(recipe(path))
     assert isinstance(task, WeatherTask)
     assert np.array_equal(task.climatology.weekly, climatology.weekly)
 
 
 def test_large_data_are_prepared_first(path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("smoe_hpc.io.cache.SMALL_BYTES", 1000)
+    monkeypatch.setattr("smoe_hpc.io.statistics.cache.SMALL_BYTES", 1000)
     with pytest.raises(DataError, match=r"run `smoe-hpc data statistics RECIPE data\.store="):
         climatology_of(open_store(path), Split("2015-12-21/2015-12-30"), TARGETS)
 

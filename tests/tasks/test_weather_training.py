@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from smoe_hpc.config import Gate, Model, Optimizer, Recipe, RoutingLoss, Run, to_yaml
 from smoe_hpc.errors import ConfigError
+from smoe_hpc.report import draw_pictures
 from smoe_hpc.tasks import make_task
 from smoe_hpc.training import train
 
@@ -153,6 +154,6 @@ def test_pictures_are_drawn(one: Path, store: Path, tmp_path: Path):
         recipe = made(store, case, 1)
         task = make_task(recipe)
         model = task.build_model()
-        task.pictures(one / case, model)
+        draw_pictures(task, one / case, model)
         drawn = {path.name for path in (one / case / "pictures").iterdir()}
         assert {"curves.png", "routing_0.png", "forecast.png"} <= drawn

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import pytest
 
+from smoe_hpc.launch.rendezvous import free_port
+
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)  # torch's own diary of each tensor saved
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -27,6 +29,15 @@ def environment(gpus: str = "") -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
     accelerator = {} if gpus else {"DS_ACCELERATOR": "cpu"}
     return {**kept, **accelerator, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": gpus}
+
+
+def start_two_ranks(script: str, *arguments: object, **variables: str) -> list[subprocess.Popen[str]]:
+    """Start a script of this folder as two processes without a launcher, which would end one that the other has left."""
+    address = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = [sys.executable, "-m", f"tests.training.{script}", *map(str, arguments)]
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    given = {**environment(), **address, **variables}
+    return [subprocess.Popen(started, env={**given, **rank}, stderr=subprocess.PIPE, text=True) for rank in own]
 
 
 def command(script: str, *arguments: object, processes: int = 1) -> list[str]:

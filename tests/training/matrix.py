@@ -6,9 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from toy import ToyTask, recipe  # the folder of a script is on its path
-
 from smoe_hpc.training import train
+from tests.training.toy import ToyTask, recipe
 
 
 def main() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,41 +12,24 @@ import numpy as np
 import pytest
 
 from smoe_hpc.errors import RunError
-from smoe_hpc.io import Grid, Store, StoreWriter
-from smoe_hpc.io.pipeline import Samples
-from smoe_hpc.io.samples import Split, Window
-from smoe_hpc.launch.rendezvous import free_port
 from smoe_hpc.training import evaluate, train
 from smoe_hpc.training.batches import require_finite
 
 from . import toy
-from .conftest import environment
-
-DAYS = {"train": "2019-03-01/2019-03-03", "validation": "2019-03-04/2019-03-04", "test": "2019-03-05/2019-03-05"}
+from .conftest import start_two_ranks
+from .stored import StoredTask, write_store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """Five days of hourly fields."""
-    path = tmp_path / "store.h5"
-    times = np.datetime64("2019-03-01T00") + np.arange(120) * np.timedelta64(1, "h")
-    fields = np.random.default_rng(0).normal(size=(120, 1, *toy.GRID)).astype(np.float32)
-    with StoreWriter(path, Grid.plane(*toy.GRID), ["heat"], ["K"], coords={"time": times}) as writer:
-        writer.write(0, fields)
-    return path
-
-
-class StoredTask(toy.ToyTask):
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        store = Store(path)
-        self._samples = {split: Samples(store, Window((0,), 1), Split(days)) for split, days in DAYS.items()}  # type: ignore[misc]
+    return write_store(tmp_path / "store.h5")
 
 
 def test_a_value_that_is_not_finite_is_named_with_the_step_it_broke(store: Path, tmp_path: Path) -> None:
-    item = int(StoredTask(store).samples("train").epoch_items(0, 1)[3 * 8 + 5])  # type: ignore[attr-defined]  # step 4 of epoch 1
+    item = int(StoredTask(store).samples("train").epoch_ids(0, 1)[3 * 8 + 5])  # step 4 of epoch 1
     row = item + 1
-    others = StoredTask(store).samples("train").epoch_items(0, 0)[: 8 * 8]  # type: ignore[attr-defined]
+    others = StoredTask(store).samples("train").epoch_ids(0, 0)[: 8 * 8]
     first = [step for step in range(8) if {item, row} & set(others[8 * step : 8 * step + 8].tolist())]
     with h5py.File(store, "r+") as file:
         file["fields"][row, 0, 4, 2] = np.inf
@@ -61,6 +42,21 @@ def test_a_value_that_is_not_finite_is_named_with_the_step_it_broke(store: Path,
     assert f"{store} time {time}, channel 'heat': 1 value is not finite, at lat 4, lon 2; mend them or leave" in message
     assert "data verify" in message
     assert "\n" not in message
+
+
+def test_data_may_move_between_the_parts_of_a_run(store: Path, tmp_path: Path) -> None:
+    whole = train(toy.recipe(training__max_steps=12), StoredTask(store), run_dir=tmp_path / "whole", progress=False)
+    first = toy.recipe(training__max_steps=6, data__store=str(store))
+    train(first, StoredTask(store), run_dir=tmp_path / "run", progress=False)
+    staged = tmp_path / "staged" / "other.h5"
+    staged.parent.mkdir()
+    shutil.copyfile(store, staged)
+    store.unlink()
+    moved = toy.recipe(training__max_steps=12, data__store=str(staged))
+    assert train(moved, StoredTask(staged), run_dir=tmp_path / "run", progress=False) == whole
+    weights = [(tmp_path / run / "weights.safetensors").read_bytes()[-400:] for run in ("whole", "run")]
+    assert weights[0] == weights[1]
+    assert str(staged) in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def spoil(store: Path, row: int) -> str:
@@ -97,7 +93,7 @@ def test_scores_of_a_model_that_diverged_are_refused(store: Path) -> None:
     with pytest.raises(RunError, match=r"rmse \(r1\) on test is inf: the test data are finite, so the model has diverged"):
         require_finite({"all": {"rmse": 1.0}, "r1": {"rmse": float("inf")}}, samples, "test")
     with pytest.raises(RunError, match=r"rmse \(all\) on test is nan: the model has diverged"):
-        require_finite({"all": {"rmse": float("nan")}}, toy.ToyTask().samples("test"), "test")
+        require_finite({"all": {"rmse": float("nan")}}, None, "test")  # of data that are not stored
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -110,18 +106,8 @@ def test_one_ranks_failure_ends_the_others_with_its_message(store: Path, tmp_pat
     for place in places:
         content[place] ^= 1
     damaged.write_bytes(content)
-    started = [sys.executable, "-m", "tests.training.one_fails", tmp_path / "run", store, damaged, failing]
-    address = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     began = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            list(map(str, started)),
-            env={**environment(), **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    processes = start_two_ranks("failing_rank", tmp_path / "run", failing, "store", store, damaged)
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], said
     assert time.monotonic() - began < 60
@@ -145,8 +131,8 @@ def test_how_batches_are_read_changes_nothing(store: Path, tmp_path: Path, chang
 
 @pytest.mark.dali
 def test_dali_and_threads_give_the_same_run(store: Path, tmp_path: Path) -> None:
-    for front in ("plain", "dali"):
-        recipe = toy.recipe(training__epochs=2, loader__front=front)
-        train(recipe, StoredTask(store), run_dir=tmp_path / front, progress=False)
+    for backend in ("threads", "dali"):
+        recipe = toy.recipe(training__epochs=2, loader__backend=backend)
+        train(recipe, StoredTask(store), run_dir=tmp_path / backend, progress=False)
     for name in ("metrics.jsonl", "scores.json", "weights.safetensors"):
-        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "dali" / name).read_bytes()
+        assert (tmp_path / "threads" / name).read_bytes() == (tmp_path / "dali" / name).read_bytes()

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import pickle
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from smoe_hpc.errors import CheckpointError
-from smoe_hpc.training import files, train
-from smoe_hpc.training.checkpoint import Checkpoints, check_fits, load, read
+from smoe_hpc.training import train
+from smoe_hpc.training.checkpoint import Checkpoints, check_fits, load, read, shards
 from smoe_hpc.training.processes import Processes, join
 
 from . import toy
+from .conftest import Launch
 
 IDENTITY = {"recipe": "r", "grid": "g"}
 
@@ -77,7 +76,7 @@ def damage_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_nothing, damage_end, damage_bit])
-@pytest.mark.parametrize("name", ["manifest.json", ".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("name", ["manifest.json", "tensors_00000.safetensors"])
 def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, processes, damage, name, caplog) -> None:  # type: ignore[no-untyped-def]
     store = kept(tmp_path, processes)
     store.save(1, tensors(1.0), {}, IDENTITY, None)
@@ -96,7 +95,7 @@ def test_a_run_with_a_damaged_newest_checkpoint_ends_the_same(tmp_path: Path, pr
     train(toy.recipe(), toy.ToyTask(), run_dir=tmp_path / "whole", progress=False)
     run = tmp_path / "damaged"
     train(toy.recipe(training__max_steps=16), toy.ToyTask(), run_dir=run, progress=False)
-    damage_bit(run / "checkpoints" / "step_16" / "__0_0.distcp")
+    damage_bit(run / "checkpoints" / "step_16" / "tensors_00000.safetensors")
     train(toy.recipe(), toy.ToyTask(), run_dir=run, progress=False)
     for name in ("metrics.jsonl", "scores.json", "weights.safetensors"):
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -110,22 +109,55 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path, processes: Proces
     assert not list(tmp_path.iterdir())
 
 
-def test_an_index_that_would_run_code_is_refused(tmp_path: Path, processes: Processes) -> None:
-    class Evil:
-        def __reduce__(self):  # type: ignore[no-untyped-def]
-            return os.system, (f"touch {tmp_path}/ran",)
+def test_those_of_later_steps_go_once_the_run_went_on_from_an_earlier_one(tmp_path: Path, processes: Processes) -> None:
+    store = kept(tmp_path, processes)
+    for step in (4, 8, 12, 16):
+        store.save(step, tensors(), {}, IDENTITY, best=4)
+    assert store.steps() == [4, 12, 16]
+    store.save(13, tensors(), {}, IDENTITY, best=4)  # it went on from step 12: that of step 16 could not be used
+    assert store.steps() == [4, 12, 13]
 
-    store = kept(tmp_path / "c", processes)
+
+def test_the_first_one_that_a_process_writes_is_read_back(
+    tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = shards.write
+
+    def wrong(path: Path, named: dict[str, torch.Tensor]) -> None:
+        write(path, {**named, "model.weight": named["model.weight"] + 1})
+
+    store = kept(tmp_path, processes)
+    monkeypatch.setattr(shards, "write", wrong)
+    with pytest.raises(CheckpointError, match=r"step_1 was not written .*reading it back gives another model.weight"):
+        store.save(1, tensors(), {}, IDENTITY, None)
+    assert store.steps() == []
+    monkeypatch.setattr(shards, "write", write)
     store.save(1, tensors(), {}, IDENTITY, None)
-    folder = tmp_path / "c" / "step_1"
-    (folder / ".metadata").write_bytes(pickle.dumps(Evil()))
-    body = json.loads((folder / "manifest.json").read_text())
-    del body["sha256"]
-    body["files"][".metadata"] = [(folder / ".metadata").stat().st_size, files.sha256_of(folder / ".metadata")]
-    files.write_json(folder / "manifest.json", {**body, "sha256": files.sha256_of_json(body)})
-    with pytest.raises(CheckpointError, match="system"):
-        load(read(folder))
-    assert not (tmp_path / "ran").exists()
+    assert store.steps() == [1]
+
+
+def test_tensors_that_share_memory_and_views_are_kept_whole(tmp_path: Path, processes: Processes) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    given = {"a": whole, "b": whole, "row": whole[1], "column": whole[:, 1], "last": whole.t()}
+    kept(tmp_path, processes).save(1, given, {}, IDENTITY, None)
+    found = load(read(tmp_path / "step_1"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
+
+
+def test_a_dtype_that_cannot_be_kept_is_named(tmp_path: Path, processes: Processes) -> None:
+    with pytest.raises(CheckpointError, match=r"model.phase is torch.complex64, which a checkpoint does not keep"):
+        kept(tmp_path, processes).save(1, {"model.phase": torch.zeros(2, dtype=torch.complex64)}, {}, IDENTITY, None)
+
+
+def test_the_ranks_share_the_writing_by_bytes() -> None:
+    sizes = {"large": 10, **{f"small{i}": 3 for i in range(4)}}
+    plan = shards.assign(sizes, ranks=2, shard=6, worth=4)
+    assert plan == [
+        {"tensors_00000.safetensors": ["large"]},
+        {"tensors_00001.safetensors": ["small0", "small1"], "tensors_00002.safetensors": ["small2", "small3"]},
+    ]
+    assert shards.assign(sizes, ranks=3, worth=100) == [{"tensors_00000.safetensors": ["large", *list(sizes)[1:]]}, {}, {}]
+    assert shards.assign({}, ranks=2) == [{}, {}]
 
 
 def test_another_model_or_grid_is_named(tmp_path: Path, processes: Processes) -> None:
@@ -183,3 +215,14 @@ def test_on_a_full_disk_the_checkpoint_before_is_intact(small_disk: Path, proces
     train(toy.recipe(), toy.ToyTask(), run_dir=whole, progress=False)
     one, other = (load_file(path / "weights.safetensors") for path in (run, whole))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_ranks_share_the_writing_and_fail_together(launch: Launch, tmp_path: Path) -> None:
+    said = launch("two_writers.py", tmp_path / "checkpoints", processes=2).stdout
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*/*")) == [
+        "manifest.json",
+        "tensors_00000.safetensors",
+        "tensors_00001.safetensors",
+    ]
+    assert re.search(r"rank 0: checkpoint step_2 was not written .*rank 1: .*No space left.*step_1 is intact", said)
+    assert re.search(r"rank 1: checkpoint step_2 was not written .*step_1 is intact", said)

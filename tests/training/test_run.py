@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from smoe_hpc.errors import CheckpointError, DataError, RunError
 from smoe_hpc.io import Grid, Store, StoreWriter
-from smoe_hpc.training import RunDirectory, evaluate, train
+from smoe_hpc.runs.directory import RunDirectory
+from smoe_hpc.training import evaluate, train
 
 from . import toy
 
@@ -28,7 +29,7 @@ def events(run: Path, kind: str) -> list[dict]:  # type: ignore[type-arg]
 
 
 def quiet_train(run: Path, kind: str = "conv", **changes: object) -> dict:  # type: ignore[type-arg]
-    return train(toy.recipe(**changes), toy.ToyTask(kind), run_dir=run, progress=False)
+    return train(toy.recipe(**changes), toy.ToyTask(kind), run_dir=run, progress=False, draw=toy.draw)
 
 
 def test_a_run_leaves_scores_curves_weights_and_pictures(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def stored_task(path: Path, seed: int = 0, last: float = 0.0) -> toy.ToyTask:
         about: Any = {"attributes": {"seed": seed if split == "test" else 0}, "coords": coords, "overwrite": True}
         with StoreWriter(path / f"{split}.h5", Grid.plane(*toy.GRID), ["heat"], ["1"], **about) as writer:
             writer.write(0, fields)
-        task.samples(split).store = Store(path / f"{split}.h5")  # type: ignore[attr-defined]
+        task.samples(split).store = Store(path / f"{split}.h5")
     return task
 
 
@@ -106,10 +107,8 @@ def test_other_data_are_refused(tmp_path: Path, changes: dict[str, Any], steps: 
 
 def test_another_number_of_samples_is_refused_without_a_store_too(tmp_path: Path) -> None:
     quiet_train(tmp_path, training__max_steps=20)
-    task = toy.ToyTask()
-    task.samples("train").inputs = task.samples("train").inputs[:50]
     with pytest.raises(RunError, match=r"step 8 of epoch 1, is impossible in epochs of 6 steps: .*the 50 there"):
-        train(toy.recipe(), task, run_dir=tmp_path, progress=False)
+        train(toy.recipe(), toy.ToyTask(train_samples=50), run_dir=tmp_path, progress=False)
 
 
 def test_buffers_are_kept(tmp_path: Path) -> None:
@@ -132,8 +131,8 @@ def test_another_recipe_is_refused_and_its_keys_are_named(tmp_path: Path) -> Non
 
 def test_a_run_directory_in_use_is_refused(tmp_path: Path) -> None:
     hold = (
-        "import sys, smoe_hpc.training as t, pathlib\n"
-        "with t.RunDirectory(pathlib.Path(sys.argv[1])).locked():\n  print('held', flush=True); sys.stdin.read()"
+        "import sys, smoe_hpc.runs.directory as d, pathlib\n"
+        "with d.RunDirectory(pathlib.Path(sys.argv[1])).locked():\n  print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path)],
@@ -207,4 +206,18 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().err.splitlines()
     assert any("samples/s, data wait" in line and "step 3/10" in line for line in said)
     assert any("validation loss" in line for line in said)
+    assert any(line.endswith(", the best so far") for line in said)
+
+
+def test_the_best_score_stays_beside_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At a rate at which steps go too far."""
+    train(toy.recipe(training__max_steps=8, training__validate_every=1, optimizer__lr=30.0), toy.ToyTask(), run_dir=tmp_path)
+    said = capsys.readouterr().err.splitlines()
+    reached = [(event["scores"]["all"]["loss"], event["step"], event["best"]) for event in events(tmp_path, "validation")]
+    for number, (_, step, best) in enumerate(reached):
+        value, where = min((loss, at) for loss, at, _ in reached[: number + 1])
+        assert best == {"score": "loss", "value": value, "step": where}
+        words = "the best so far" if where == step else f"best {value:.6g} at step {where}"
+        assert any(f": step {step}, epoch" in line and line.endswith(words) for line in said)
+    assert any(best["step"] < step for _, step, best in reached)
     assert not any("\x1b" in line for line in said)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,28 +21,53 @@ from torch import Tensor, nn
 from smoe_hpc.config import Data, Optimizer, Recipe, Run, Schedule, Training
 from smoe_hpc.errors import SmoeError
 from smoe_hpc.io.grids import Grid
-from smoe_hpc.io.pipeline import Batch
+from smoe_hpc.io.loading.batch import Batch
+from smoe_hpc.io.loading.samples import Samples
+from smoe_hpc.io.sampling.windows import Window
+from smoe_hpc.io.store.encoding import Encoding
+from smoe_hpc.io.store.interface import FieldReader
+from smoe_hpc.runs import Selection
+from smoe_hpc.training import RunInterrupted, train
 
 GRID = (6, 5)
 
 
-class MemorySamples:
+class MemoryStore(FieldReader):
+    """Fields [T, 1, H, W] in memory, in runs of two steps."""
+
+    def __init__(self, fields: np.ndarray) -> None:
+        self.path, self.attributes, self.constants = Path("memory"), {}, {}
+        self.grid, self.channels, self.units, self.transforms = Grid.plane(*GRID), ["heat"], ["1"], ["none"]
+        self.encoding, self.num_samples, self.fields = Encoding.identity(1), len(fields), fields
+        self.coords = {"run": np.arange(len(fields)) // 2, "step": np.arange(len(fields)) % 2}
+
+    direct = True
+    folder = Path()
+
+    def digest(self) -> str:
+        return "memory"
+
+    def describe_row(self, row: int) -> str:
+        return f"row {row}"
+
+    def close(self) -> None:
+        return
+
+    def _fill(self, rows: np.ndarray, channels: Any, out: np.ndarray, where: np.ndarray, check: bool) -> None:
+        out[where] = self.fields[rows][:, list(channels)]
+
+
+class MemorySamples(Samples):
     """Random fields; the target is a fixed blur whose strength differs between the left and the right half."""
 
-    def __init__(self, number: int, seed: int) -> None:
+    def __init__(self, number: int, seed: int, kept: int | None = None) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.inputs = torch.randn(number, 1, *GRID, generator=generator)
+        self.inputs = torch.randn(number, 1, *GRID, generator=generator)[:kept]
         blurred = nn.functional.avg_pool2d(self.inputs, 3, stride=1, padding=1)
         strength = torch.where(torch.arange(GRID[1]) < 2, 0.5, 2.0)
         self.targets = strength * blurred
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def fetch(self, sample_ids: Any) -> Batch:
-        ids = torch.from_numpy(np.array(sample_ids, dtype=np.int64))
-        real = (ids >= 0)[:, None, None, None]
-        return Batch(self.inputs[ids.clamp(min=0)] * real, self.targets[ids.clamp(min=0)] * real, ids)
+        fields = torch.stack([self.inputs, self.targets], dim=1).flatten(0, 1).numpy()
+        super().__init__(MemoryStore(fields), Window((0,), 1))
 
 
 @dataclass
@@ -61,26 +87,19 @@ class MeanSquare:
         return {"all": {"loss": float(self.total / self.number)}}
 
 
-@dataclass(frozen=True)
-class Selection:
-    split: str = "validation"
-    region: str = "all"
-    score: str = "loss"
-    mode: str = "min"
-
-
 class ToyTask:
     """``kind``: "conv" (smooth), "batch" (a layer with buffers), "nan" (the loss breaks at step 7), or two SMoE layers:
     "smoe" (latent gates), "smoe_conv_gate" (gates that read the input), "smoe_per_sample" (latent gates with noise of each
     sample), "smoe_running_mean" (errors over their mean of past steps).
     """
 
-    selection = Selection()
+    selection = Selection("validation", "all", "loss", "min")
 
-    def __init__(self, kind: str = "conv", width: int = 3, seed: int = 0) -> None:
+    def __init__(self, kind: str = "conv", width: int = 3, seed: int = 0, train_samples: int = 100) -> None:
         self.kind, self.width, self.seed = kind, width, seed
         self.grid = Grid.plane(*GRID)
-        self._samples = {"train": MemorySamples(100, 1), "validation": MemorySamples(13, 2), "test": MemorySamples(11, 3)}
+        train = MemorySamples(100, 1, train_samples)
+        self._samples: dict[str, Samples] = {"train": train, "validation": MemorySamples(13, 2), "test": MemorySamples(11, 3)}
         self._calls = 0
 
     def build_model(self) -> nn.Module:
@@ -108,7 +127,10 @@ class ToyTask:
         options = {"gate": gate, "routing_loss": RoutingLoss(error_scale=scale), "generator": generator}
         return SpatialMoE2d(incoming, experts, 1, GRID, filters_per_expert=filters, **options)
 
-    def samples(self, split: str) -> MemorySamples:
+    def describe(self) -> None:
+        return None
+
+    def samples(self, split: str) -> Samples:
         return self._samples[split]
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -118,9 +140,6 @@ class ToyTask:
 
     def score(self, split: str) -> MeanSquare:
         return MeanSquare(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
-
-    def pictures(self, run_dir: Path, model: nn.Module) -> None:
-        (run_dir / "drawn").touch()
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -140,9 +159,27 @@ def recipe(**changes: Any) -> Recipe:
     return made
 
 
+def draw(run_dir: Path, model: nn.Module) -> None:
+    """In place of pictures."""
+    (run_dir / "drawn").touch()
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Values of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def exit_status(made: Recipe, task: ToyTask, run_dir: Path, progress: bool = True) -> int:
+    """Train, and say on stderr what failed, as the command does."""
+    try:
+        train(made, task, run_dir=run_dir, progress=progress)
+    except RunInterrupted as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    except SmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def main() -> int:
@@ -153,24 +190,12 @@ def main() -> int:
     parser.add_argument("--slow", type=float, default=0.0, help="seconds that each loss takes")
     parser.add_argument("changes", nargs="*")
     arguments = parser.parse_intermixed_args()
-    from smoe_hpc.training import RunInterrupted, train
-
     changes = {key: json.loads(value) for key, value in (change.split("=", 1) for change in arguments.changes)}
     task = ToyTask(arguments.kind)
     if arguments.slow:
-        import time
-
         quick = task.loss
         task.loss = lambda output, batch: (time.sleep(arguments.slow), quick(output, batch))[1]  # type: ignore[method-assign]
-    try:
-        train(recipe(**changes), task, run_dir=arguments.run_dir)
-    except RunInterrupted as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-    except SmoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(recipe(**changes), task, arguments.run_dir)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.io.index import read_index
-from smoe_hpc.io.layout import SUFFIX, open_hdf5
+from smoe_hpc.files.regular import NotPlainError, parse_json
+from smoe_hpc.io.access.contained import attribute
+from smoe_hpc.io.store.index import read_index
+from smoe_hpc.io.store.layout import SUFFIX, open_hdf5
 
 NAME = "synthetic"
-_ABANDONED = 15 * 60.0  # seconds without a write after which an unfinished file is nobody's
+_ABANDONED = 15 * 60.0  # seconds without a write after which an unfinished file counts as abandoned
 _OVERHEAD = 8 << 20  # bytes of a file beside its fields
 
 
@@ -106,7 +108,10 @@ def require_same_kind(folder: Path, files: list[YearFile], made_by: Mapping[str,
     """
     for path in sorted(set(folder.glob("*" + SUFFIX)) - {file.path for file in files}):
         found = _recipe_of(path)
-        recipe = json.loads(found) if found.startswith("{") else {}
+        try:
+            recipe = parse_json(found)
+        except NotPlainError:
+            recipe = {}
         recipe.pop("times", None)
         if recipe != made_by:
             raise DataError(
@@ -144,9 +149,9 @@ def remove_abandoned(folder: Path) -> None:
 
 @contextlib.contextmanager
 def publish(file: YearFile, overwrite: bool) -> Iterator[Path]:
-    """A name to write to that is nobody else's; what stands there at the end gets the final name, if it is still free.
+    """A name to write to that no other writer has; the file gets its final name at the end, if that is still free.
 
-    A file that another start finished meanwhile is kept, because somebody may read it already.
+    A file that another start finished meanwhile is kept, because it may be in use already.
     """
     own = file.path.with_name(f"{file.path.name}.{uuid.uuid4().hex[:12]}")
     try:
@@ -184,6 +189,6 @@ def _recipe_of(path: Path) -> str:
     """What a file says it was made with; empty for anything else that lies there, damaged files included."""
     try:
         with open_hdf5(path) as file:
-            return str(file.attrs.get("recipe", ""))
+            return str(attribute(path, file, "recipe") or "")
     except DataError:
         return ""

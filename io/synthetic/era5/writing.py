@@ -1,6 +1,6 @@
-"""A folder of synthetic years: one file a year, shared among the ranks of a team, and an index beside them.
+"""A folder of synthetic years: one file a year, shared among the ranks of a communicator, and an index beside them.
 
-A file is written under a name of its writer's own and gets its final name when it is whole, if nobody was faster; so
+A file is written under a name of its own and gets its final name when it is whole, if no other writer was faster; so
 several starts into one folder do the same work twice at worst. What is there already and was made in the same way is
 kept: a job that was stopped and starts again goes on with the years that are missing.
 
@@ -18,21 +18,21 @@ from typing import TypeVar
 import numpy as np
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.io import layout
 from smoe_hpc.io.channels import CONSTANTS, Channel, channels_of
-from smoe_hpc.io.chunks import compression_options
-from smoe_hpc.io.encoding import STORED_TYPES
-from smoe_hpc.io.index import write_index
-from smoe_hpc.io.store_writer import StoreWriter
-from smoe_hpc.io.synthetic.era5 import folder as place
+from smoe_hpc.io.communicator import SINGLE_PROCESS, Communicator
+from smoe_hpc.io.names import known_names
+from smoe_hpc.io.store import layout
+from smoe_hpc.io.store.chunks import compression_options
+from smoe_hpc.io.store.encoding import STORED_TYPES
+from smoe_hpc.io.store.index_writing import write_index
+from smoe_hpc.io.store.writer import StoreWriter
+from smoe_hpc.io.synthetic.era5 import folder as year_files
 from smoe_hpc.io.synthetic.era5.fields import SyntheticEarth, global_grid
-from smoe_hpc.io.team import SOLO, Team
+from smoe_hpc.progress import Progress
 
 VERSION = 1
 NOTICE = "SYNTHETIC: random waves on a made-up Earth. Neither observed nor forecast weather, and not ERA5"
 _SLAB_BYTES = 16 << 20
-
-Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 
@@ -64,10 +64,10 @@ def synthesize(
     dtype: str = "float32",
     compression: str | None = None,
     overwrite: bool = False,
-    team: Team = SOLO,
+    communicator: Communicator = SINGLE_PROCESS,
     progress: Progress | None = None,
 ) -> Written:
-    """Write ``synthetic_<year>.h5`` for each year, and ``index.json``; collective over the team.
+    """Write ``synthetic_<year>.h5`` for each year, and ``index.json``; collective over the communicator.
 
     The fields of a time depend on (seed, grid, time) alone: not on the years asked for, the step, or the ranks. Units
     are those of :mod:`smoe_hpc.io.channels`; tisr is of the hour before a time, tp of the six hours before it.
@@ -82,9 +82,9 @@ def synthesize(
         days: how many days instead of years.
         seed: of weather and continents.
         dtype: ``"float32"``, ``"float16"`` or ``"int16"``.
-        compression: as in :class:`~smoe_hpc.io.store_writer.StoreWriter`.
+        compression: as in :class:`~smoe_hpc.io.store.writer.StoreWriter`.
         overwrite: replace files of these years that were made in another way.
-        team: ranks that share the years.
+        communicator: ranks that share the years.
         progress: called with (times done, times in all) of this rank.
 
     Raises:
@@ -94,7 +94,7 @@ def synthesize(
     chosen = channels_of(channels)
     points = global_grid(*grid)
     if dtype not in STORED_TYPES:
-        raise DataError(f"dtype {dtype!r} is unknown; {layout.nearest(dtype, STORED_TYPES)}")
+        raise DataError(f"dtype {dtype!r} is unknown; {known_names(dtype, STORED_TYPES)}")
     compression_options(compression)
     made_by: dict[str, object] = {
         "synthetic_earth": VERSION,
@@ -105,22 +105,22 @@ def synthesize(
         "dtype": dtype,
         "compression": compression,
     }
-    files = place.plan_files(folder, years, days, start, step, made_by)
+    files = year_files.plan_files(folder, years, days, start, step, made_by)
     earth = SyntheticEarth(points, seed)
     sample_bytes = len(chosen) * grid[0] * grid[1] * STORED_TYPES[dtype].itemsize
     smallest = 0 if compression else sample_bytes  # how far a compressor gets is not known before
 
-    def look() -> list[place.YearFile] | None:
-        if team.rank != 0:  # one rank decides: others may see a shared folder a moment later
+    def look() -> list[year_files.YearFile] | None:
+        if communicator.rank != 0:  # one rank decides: others may see a shared folder a moment later
             return None
-        place.remove_abandoned(folder)
-        missing = [file for file in files if not place.is_there(file, overwrite)]
-        place.require_same_kind(folder, files, made_by)
-        place.require_space(folder, missing, smallest)
+        year_files.remove_abandoned(folder)
+        missing = [file for file in files if not year_files.is_there(file, overwrite)]
+        year_files.require_same_kind(folder, files, made_by)
+        year_files.require_space(folder, missing, smallest)
         return missing
 
-    missing = _together(team, look)[0] or []
-    mine = missing[team.rank :: team.world]
+    missing = _together(communicator, look)[0] or []
+    mine = missing[communicator.rank :: communicator.world]
     total, done = sum(len(file.times) for file in mine), 0
 
     def tell(samples: int) -> None:
@@ -131,19 +131,19 @@ def synthesize(
 
     def write() -> None:
         for file in mine:
-            with place.publish(file, overwrite) as partial:
+            with year_files.publish(file, overwrite) as partial:
                 _write_year(partial, file, earth, chosen, dtype, compression, tell)
 
-    _together(team, write)
-    if _together(team, lambda: team.rank == 0 and (bool(missing) or not place.is_indexed(folder)))[0]:
-        write_index(folder, team)
+    _together(communicator, write)
+    if _together(communicator, lambda: communicator.rank == 0 and (bool(missing) or not year_files.is_indexed(folder)))[0]:
+        write_index(folder, communicator)
     paths = tuple(file.path for file in files)
     return Written(paths, tuple(file.path for file in missing), sum(len(file.times) for file in files))
 
 
 def _write_year(
     path: Path,
-    file: place.YearFile,
+    file: year_files.YearFile,
     earth: SyntheticEarth,
     channels: Sequence[Channel],
     dtype: str,
@@ -178,13 +178,13 @@ def _write_year(
             tell(len(some))
 
 
-def _together(team: Team, action: Callable[[], T]) -> list[T]:
+def _together(communicator: Communicator, action: Callable[[], T]) -> list[T]:
     """Do something on every rank; what all got, or the first rank's error on all of them (none waits for ever)."""
     try:
         outcome: tuple[T | None, str | None] = action(), None
     except DataError as error:
         outcome = None, str(error)
-    outcomes = team.gather(outcome)
+    outcomes = communicator.gather(outcome)
     for _, refusal in outcomes:
         if refusal is not None:
             raise DataError(refusal)

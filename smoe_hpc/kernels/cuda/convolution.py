@@ -1,8 +1,8 @@
 """The expert convolution and its gradients on a GPU: layouts, and which kernel runs.
 
 The kernels take maps channels last, channels padded to a multiple of 8, and weights packed [N F, k k, C]; this module turns
-a user's tensors into that and the results back. Hopper's own kernels come first, the portable ones take what those decline.
-What neither does, they say by ``Unsupported``, and torch serves.
+a user's tensors into that and the results back. Hopper's own kernels are tried first, then the portable ones. If neither
+supports the sizes, ``Unsupported`` is raised and the fallback in torch is used.
 
 Dimensions: B batch, C input channels, H latitude rows, W longitude columns, N experts, K selected, F filters per expert,
 k kernel size.
@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smoe_hpc.kernels import torch_forms
+from smoe_hpc.kernels import fallback
 from smoe_hpc.kernels.cuda import hopper, portable
 from smoe_hpc.kernels.cuda.library import Unsupported
 from smoe_hpc.kernels.cuda.packing import pack_weight, padded_channels, unpack_gradient
 from smoe_hpc.kernels.padding import pad
-from smoe_hpc.kernels.plan import Plan, make_plan, to_index
-from smoe_hpc.kernels.planning import geometry_for, geometry_of
+from smoe_hpc.kernels.planning.geometry import geometry_for
+from smoe_hpc.kernels.planning.making import geometry_of, make_plan, to_index
+from smoe_hpc.kernels.planning.plan import Plan
 
 
 def prepare(
@@ -81,7 +82,7 @@ def _input_grad(g_rows: Tensor, weight: Tensor, padding: str, plan: Plan, packed
         lambda: hopper.input_grad(g_rows, packed, plan), lambda: portable.input_grad(g_rows, packed, plan)
     )
     dx = rows[..., : weight.shape[2]].permute(0, 3, 1, 2)
-    return torch_forms.fold(dx, weight.shape[-1], padding) if padding == "sphere" else dx
+    return fallback.fold(dx, weight.shape[-1], padding) if padding == "sphere" else dx
 
 
 def _weight_grad(g_rows: Tensor, x: Tensor, weight: Tensor, padding: str, plan: Plan) -> Tensor:

@@ -1,4 +1,5 @@
-"""The expert convolution and its gradients on Hopper GPUs (compute capability 9.0), bfloat16 and float16: ``*_hopper.cu``.
+"""The expert convolution and its gradients on Hopper GPUs (compute capability 9.0), bfloat16 and float16: bindings of
+``csrc/cuda/hopper``.
 
 C and K F have to be multiples of 8; the gradients take kernels of one tap or nine. Sums are float32, rounded once; the
 forward's are added in the order of the portable kernel's. What an expert gets from each region of pixels is added to the
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from smoe_hpc.kernels.cuda.library import call
 from smoe_hpc.kernels.cuda.task import HALF_TYPES, make_task
-from smoe_hpc.kernels.plan import Geometry, Plan
+from smoe_hpc.kernels.planning.geometry import Geometry
+from smoe_hpc.kernels.planning.plan import Plan
 
 _MOST_BYTES = 512 << 20  # of a workspace, but for what a single region needs; more regions are worked off in rounds
 
@@ -103,7 +105,7 @@ def weight_grad(x: Tensor, g: Tensor, plan: Plan, num_filters: int, *, determini
 
 
 def workspace_bytes(geometry: Geometry, num_filters: int, channels: int) -> int:
-    """Memory that ordered sums need; struct Ordered of ``weight_grad_ordered.cuh``."""
+    """Memory that ordered sums need; struct Ordered of ``hopper/weight_grad/ordered.cuh``."""
     family = geometry.families[2]
     regions = geometry.choices * family.tiles[0] * family.tiles[1]
     longest = family.capacity(geometry.num_experts, geometry.selected) * num_filters

@@ -13,23 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoe_hpc.compat import cuda_device, cuda_stream
 from smoe_hpc.errors import RunError
-from smoe_hpc.kernels import build
+from smoe_hpc.kernels.build import libraries
+from smoe_hpc.kernels.build.loading import load_or_warn
 
 _UNSUPPORTED = -1  # enum Status of common.cuh
 _BYREF = type(ctypes.byref(ctypes.c_int()))
 
 
 class Unsupported(Exception):
-    """A kernel that does not do these sizes or types, or that this GPU does not have; another form has to serve."""
+    """The kernel does not support these sizes or types, or this GPU; another form has to be used."""
 
 
 class Shape(ctypes.Structure):
     """``smoe::Shape``: a convolution's sizes."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_int) for name in ("B", "C", "Hi", "Wi", "Ho", "Wo", "N", "K", "F", "ksize", "off", "wrap")
-    )
+    _fields_ = tuple((name, ctypes.c_int) for name in ("B", "C", "Hi", "Wi", "Ho", "Wo", "N", "K", "F", "ksize", "off", "wrap"))
 
 
 class Windows(ctypes.Structure):
@@ -47,9 +47,9 @@ class Tile(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int) for name in ("rows", "columns", "batch"))
 
 
-def make_windows(counts: Tensor, ids: Tensor, masks: Tensor | None, slots: Tensor, *sizes: int) -> Windows:
+def make_windows(counts: Tensor, experts: Tensor, masks: Tensor | None, slots: Tensor, *sizes: int) -> Windows:
     """Windows of these tensors; ``sizes`` are tiles_y, tiles_x, step_h, step_w, first, rows, columns, cap."""
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in (counts, ids, masks, slots))
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in (counts, experts, masks, slots))
     return Windows(*pointers, *sizes)
 
 
@@ -59,12 +59,12 @@ _functions: dict[tuple[int, str], Any] = {}
 
 @torch.compiler.assume_constant_result
 def available(device: torch.device | int) -> bool:
-    """Whether compiled kernels are wanted and run on this device; the first call for a device may compile them."""
+    """Whether compiled kernels are enabled and run on this device; the first call for a device may compile them."""
     if isinstance(device, torch.device):
         if device.type != "cuda":
             return False
         device = torch.cuda.current_device() if device.index is None else device.index
-    return build.native() and _library(device) is not None
+    return libraries.native() and _library(device) is not None
 
 
 def _library(device: int) -> ctypes.CDLL | None:
@@ -75,10 +75,10 @@ def _library(device: int) -> ctypes.CDLL | None:
 
 def _load(device: int) -> ctypes.CDLL | None:
     major, minor = torch.cuda.get_device_capability(device)
-    path = build.cuda_library(10 * major + minor)
+    path = libraries.cuda_library(10 * major + minor)
     if path is None:
         return None
-    library = build.load_or_warn("CUDA", path)
+    library = load_or_warn("CUDA", path)
     if library is None:
         return None
     library.smoe_error_string.restype = ctypes.c_char_p
@@ -110,8 +110,8 @@ def call(name: str, *args: Any) -> None:
     if device < 0:
         device = torch.cuda.current_device()
     function = _functions.get((device, name)) or _find(device, name, args)
-    stream = torch._C._cuda_getCurrentRawStream(device)
-    if device == torch._C._cuda_getDevice():
+    stream = cuda_stream(device)
+    if device == cuda_device():
         status = function(*values, stream)
     else:
         with torch.cuda.device(device):
@@ -156,7 +156,7 @@ def _type_of(arg: Any) -> Any:
 
 def _refuse(device: int, name: str, status: int) -> None:
     if status == _UNSUPPORTED:
-        raise Unsupported(f"{name} does not do these sizes or types")
+        raise Unsupported(f"{name} does not support these sizes or types")
     library = _library(device)
     assert library is not None
     text = library.smoe_error_string(status).decode()

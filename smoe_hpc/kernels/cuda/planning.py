@@ -1,4 +1,4 @@
-"""Plans on a CUDA device: bindings of ``plan.cu`` and of the transposition of indices in ``pack.cu``.
+"""Plans on a CUDA device: bindings of ``csrc/cuda/plan`` and of the transposition of indices in ``pack.cu``.
 
 Dimensions: S choices, N experts, K selected, P pixels.
 """
@@ -8,10 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smoe_hpc.kernels.cuda.library import Unsupported, call
-from smoe_hpc.kernels.windows import Geometry
-
-__all__ = ["Unsupported", "plan_cuda", "to_index_cuda"]
+from smoe_hpc.kernels.cuda.library import call
+from smoe_hpc.kernels.planning.geometry import Geometry
 
 
 def plan_cuda(index: Tensor, geometry: Geometry) -> list[Tensor]:

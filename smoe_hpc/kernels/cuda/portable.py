@@ -1,4 +1,4 @@
-"""The expert convolution on every GPU from compute capability 8.0 on, for every shape: bindings of ``portable_*.cu``.
+"""The expert convolution on every GPU from compute capability 8.0 on, for every shape: bindings of ``csrc/cuda/portable``.
 
 bfloat16 and float16 run on the matrix unit with float32 sums; float32 is exact float32, without TF32.
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smoe_hpc.kernels.cuda.library import call
 from smoe_hpc.kernels.cuda.task import make_task
-from smoe_hpc.kernels.plan import Plan
+from smoe_hpc.kernels.planning.plan import Plan
 
 
 def forward(x: Tensor, weights: Tensor, plan: Plan) -> Tensor:

@@ -1,4 +1,4 @@
-"""Selecting experts on a CUDA device: bindings of ``select.cu``.
+"""Selecting experts on a CUDA device: bindings of ``csrc/cuda/select``.
 
 Dimensions: S choices (1, or B), N experts, K selected, H latitude rows, W longitude columns, P = H W pixels.
 """
@@ -20,7 +20,7 @@ def can_select(num_experts: int, selected: int, expert_order: str) -> bool:
 
 
 def select_cuda(values: Tensor, selected: int, expert_order: str) -> Tensor:
-    """The choice that :func:`smoe_hpc.kernels.routing.select_experts` makes, in one read of the values.
+    """The choice that :func:`smoe_hpc.kernels.select_experts` makes, in one read of the values.
 
     Args:
         values: [N, H, W] or [S, N, H, W], float32 after conversion, sizes as :func:`can_select` has them.

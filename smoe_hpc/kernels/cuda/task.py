@@ -10,8 +10,9 @@ import torch
 
 from smoe_hpc.kernels.cuda import library
 from smoe_hpc.kernels.cuda.library import Unsupported
-from smoe_hpc.kernels.plan import Geometry, Windows
-from smoe_hpc.kernels.windows import Tile
+from smoe_hpc.kernels.planning.geometry import Geometry
+from smoe_hpc.kernels.planning.plan import Windows
+from smoe_hpc.kernels.planning.tiles import Tile
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Type of common.cuh
 HALF_TYPES = (torch.bfloat16, torch.float16)
@@ -54,7 +55,7 @@ def make_task(
     )
     listed = library.make_windows(
         windows.counts,
-        windows.ids,
+        windows.experts,
         windows.masks,
         windows.slots,
         *windows.tiles,
@@ -64,8 +65,8 @@ def make_task(
         windows.capacity,
     )
     of_tile = library.Tile(tile.rows, tile.columns, tile.batch)
-    places = (ctypes.byref(shape), ctypes.byref(listed), ctypes.byref(of_tile))
-    return (*places, geometry.choices, TYPES[like.dtype], _processors(like.get_device()))
+    sizes = (ctypes.byref(shape), ctypes.byref(listed), ctypes.byref(of_tile))
+    return (*sizes, geometry.choices, TYPES[like.dtype], _processors(like.get_device()))
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""Reading in processes of NVIDIA DALI."""

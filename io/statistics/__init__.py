@@ -1,0 +1,1 @@
+"""What is computed once from a store and kept: mean and standard deviation, climatology."""

@@ -1,0 +1,1 @@
+"""The layer measured beside what a user would use instead."""

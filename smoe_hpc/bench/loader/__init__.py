@@ -1,0 +1,1 @@
+"""The loader measured beside what a user would use instead."""

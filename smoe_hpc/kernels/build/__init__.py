@@ -1,0 +1,1 @@
+"""The compiled libraries: compilers, building, loading."""

@@ -1,0 +1,1 @@
+"""Plans of a routing: what the pixels of each window of the grid select."""

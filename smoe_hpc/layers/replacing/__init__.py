@@ -1,0 +1,1 @@
+"""Turning the convolutions of a network into SMoE layers."""
