@@ -41,24 +41,6 @@ def test_names_are_the_rooms_own():
         importlib.import_module("smoe_hpc.launch").nothing  # noqa: B018
 
 
-def test_type_checkers_know_the_names(tmp_path: Path):
-    """What a user's own mypy sees: signatures, not Any."""
-    (tmp_path / "user.py").write_text(
-        "import smoe_hpc\n"
-        "model = smoe_hpc.load_run('runs/x')\n"
-        "reveal_type(model.network)\n"
-        "reveal_type(smoe_hpc.train('heat_smoe', {'training.seed': 1}))\n"
-        "smoe_hpc.evaluate('runs/x', 'tset')\n"
-        "smoe_hpc.SpatialMoE2d(3, num_experts='4', selected=2, grid=(4, 4))\n"
-    )
-    options = ["--follow-imports=silent", "--ignore-missing-imports", "--no-error-summary", "user.py"]
-    done = subprocess.run([sys.executable, "-m", "mypy", *options], cwd=tmp_path, capture_output=True, text=True)
-    assert 'Revealed type is "torch.nn.modules.module.Module"' in done.stdout, done.stdout
-    assert "dict[str, dict[str, dict[str, float]]]" in done.stdout
-    assert 'user.py:5: error: Argument 2 to "evaluate"' in done.stdout
-    assert 'user.py:6: error: Argument "num_experts"' in done.stdout
-
-
 def test_an_experiment_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from smoe_hpc.io.synthetic.heat import make_heat
 

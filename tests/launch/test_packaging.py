@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names of the files in a wheel built from a copy of the checkout."""
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which a wheel lies unpacked that was built from a copy of the checkout."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in ("smoe_hpc", "io", "launch"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -28,7 +29,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     command = ("from setuptools.build_meta import build_wheel; import sys; print(build_wheel(sys.argv[1]))", str(copy))
     done = subprocess.run([sys.executable, "-c", *command], cwd=copy, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return set(zipfile.ZipFile(next(copy.glob("*.whl"))).namelist())
+    folder = tmp_path_factory.mktemp("installed")
+    zipfile.ZipFile(next(copy.glob("*.whl"))).extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(installed: Path) -> set[str]:
+    """Names of the files in the wheel."""
+    return {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
 
 
 def test_the_wheel_holds_every_module(wheel: set[str]) -> None:
@@ -46,6 +55,28 @@ def test_the_wheel_holds_recipes_and_scripts(wheel: set[str]) -> None:
 
 def test_the_wheel_holds_nothing_else(wheel: set[str]) -> None:
     assert {name.split("/")[0] for name in wheel} == {"smoe_hpc", f"smoe_hpc-{smoe_hpc.__version__}.dist-info"}
+
+
+def test_type_checkers_know_the_names(installed: Path, tmp_path: Path) -> None:
+    """What a user's own mypy sees of the wheel: signatures, not Any."""
+    (tmp_path / "user.py").write_text(
+        "import smoe_hpc\n"
+        "model = smoe_hpc.load_run('runs/x')\n"
+        "reveal_type(model.network)\n"
+        "reveal_type(smoe_hpc.train('heat_smoe', {'training.seed': 1}))\n"
+        "smoe_hpc.evaluate('runs/x', 'tset')\n"
+        "smoe_hpc.SpatialMoE2d(3, num_experts='4', selected=2, grid=(4, 4))\n"
+    )
+    options = ["--follow-imports=silent", "--ignore-missing-imports", "--no-error-summary", "user.py"]
+    environment = {**os.environ, "MYPYPATH": str(installed)}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert 'Revealed type is "torch.nn.modules.module.Module"' in done.stdout, done.stdout
+    assert "dict[str, dict[str, dict[str, float]]]" in done.stdout
+    assert 'user.py:5: error: Argument 2 to "evaluate"' in done.stdout
+    assert 'user.py:6: error: Argument "num_experts"' in done.stdout
 
 
 @pytest.mark.parametrize("name", ["io", "launch"])
