@@ -12,7 +12,7 @@ The whole way of the data, in order:
 4. For each batch `loading/frames.py` plans which rows are read, each once (`batch_plan.py`), and a backend brings them to
    the device as they are stored, ahead of the model: threads (`loading/threads.py`) or processes (`loading/dali/`).
 5. There `loading/decoding.py` normalises them and puts them together into a `loading/batch.py`, with constants, leads,
-   starts and grid; `loading/loader.py` drives all this, and `loading/inputs.py` does it for starts without truth.
+   starts and grid; `loading/loader.py` drives all this. (Starts without truth: `smoe_hpc/inference/inputs.py`.)
 
 Indices are called by what they count:
 

@@ -4,7 +4,7 @@ A sample is a few input fields before and at its start, and one or several targe
 stored, in one run and in one split; a window that would cross a gap, the end of a run or the edge of a split is not a
 sample. The order of samples and their shares by rank stand in :mod:`smoe_hpc.io.sampling.order`. No file is opened here.
 
-Dimensions: T stored fields, S starts of samples, I input fields, L leads, n starts asked for.
+Dimensions: T stored fields, S starts of samples, I input fields, L leads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from smoe_hpc.errors import DataError
-from smoe_hpc.io.sampling.coordinates import SECONDS_PER_HOUR, axis_of, extent, starts_on_axis
+from smoe_hpc.io.sampling.coordinates import SECONDS_PER_HOUR, axis_of, extent
 from smoe_hpc.io.sampling.gaps import usual_step
 from smoe_hpc.io.sampling.splits import Split
 
@@ -104,49 +104,6 @@ def sample_rows(coords: Mapping[str, np.ndarray], window: Window, split: Split |
     count = len(window.inputs)
     return rows[whole, :count], rows[whole, count:]
 
-
-def input_rows_at(coords: Mapping[str, np.ndarray], window: Window, starts: np.ndarray) -> np.ndarray:
-    """Rows of the input fields of given starts, whether or not their targets are stored.
-
-    Args:
-        coords: as `sample_rows` takes them.
-        window: which input fields; its leads do not matter.
-        starts: [n] datetime64, or [n, 2] run and step.
-
-    Returns:
-        [n, I] int64.
-
-    Raises:
-        DataError: starts of the other kind, coordinates out of order, or an input that is not stored (the first is named).
-
-    >>> time = np.datetime64("2016-02-28T00") + 6 * np.arange(8) * np.timedelta64(1, "h")
-    >>> input_rows_at({"time": time}, Window(inputs=(-6, 0), leads=12), time[[7, 1]]).tolist()
-    [[6, 7], [0, 1]]
-    """
-    offsets = np.array(window.inputs, dtype=np.int64)
-    reach = int(np.abs(offsets).max())
-    axis, unit = axis_of(coords, reach)
-    if not (np.diff(axis) > 0).all():
-        raise DataError("samples must strictly ascend in time, or by run and step; write the store in that order")
-    wanted = starts_on_axis(coords, starts, reach)[:, None] + offsets * unit
-    rows = np.minimum(np.searchsorted(axis, wanted), max(len(axis) - 1, 0))
-    there = axis[rows] == wanted if len(axis) else np.zeros(wanted.shape, dtype=bool)
-    if not there.all():
-        start, index = (int(i) for i in np.argwhere(~there)[0])
-        raise DataError(_what_lacks(coords, np.asarray(starts)[start], window.inputs[index], window))
-    return rows
-
-
-def _what_lacks(coords: Mapping[str, np.ndarray], start: np.ndarray, offset: int, window: Window) -> str:
-    """What one start needs and the store does not have."""
-    inputs = ", ".join(map(str, window.inputs))
-    if "time" in coords:
-        missing = start.astype("datetime64[s]") + np.timedelta64(offset * SECONDS_PER_HOUR, "s")
-        what = f"{missing} is not stored, which the start {start} needs (inputs at {inputs} h)"
-    else:
-        run, step = start.tolist()
-        what = f"run {run}, step {step + offset} is not stored, which the start at step {step} needs (inputs at {inputs} steps)"
-    return f"{what}; there are {extent(coords)}: choose another start, or add that field to the data"
 
 
 def _why_none(coords: Mapping[str, np.ndarray], window: Window, split: Split | None) -> str:

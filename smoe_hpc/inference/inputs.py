@@ -18,6 +18,7 @@ from torch import Tensor
 from smoe_hpc.errors import DataError
 from smoe_hpc.io.grids import Grid
 from smoe_hpc.io.loading.decoding import Scaling, scaling_of
+from smoe_hpc.io.sampling.coordinates import axis_of, starts_on_axis
 from smoe_hpc.io.statistics.channel_statistics import Statistics
 from smoe_hpc.io.store import transforms
 from smoe_hpc.io.store.encoding import Encoding
@@ -26,8 +27,6 @@ from smoe_hpc.runs.description import Description
 
 if TYPE_CHECKING:
     import xarray
-
-HOUR = 3600
 
 
 class Inputs(ABC):
@@ -50,7 +49,8 @@ class Inputs(ABC):
             raise DataError(f"{where} has {', '.join(coords)}, but the network forecasts from {wanted}; give other data")
         self.about, self.where = about, where
         self.coords = {name: np.asarray(coords[name]) for name in (("time",) if about.axis == "time" else ("run", "step"))}
-        self._codes = self._coded(*self.coords.values())
+        self._reach = max(map(abs, about.offsets))
+        self._codes, self._unit = axis_of(self.coords, self._reach)
         self._sorted = np.argsort(self._codes, kind="stable")
 
     @abstractmethod
@@ -77,42 +77,33 @@ class Inputs(ABC):
             DataError: a field that is not there; it names the start and the field.
         """
         if self.about.axis == "time":
-            parts = [np.array(starts, dtype="datetime64[s]")]
+            wanted = np.array(starts, dtype="datetime64[s]")
         else:
-            parts = list(np.array(starts, dtype=np.int64).reshape(-1, 2).T)
-        rows = self._rows(self._coded(*parts))
+            wanted = np.array(starts, dtype=np.int64).reshape(-1, 2)
+        rows = self._rows(starts_on_axis(self.coords, wanted, self._reach))
         missing = np.argwhere(rows < 0)
         if len(missing):
             start, offset = missing[0].tolist()
             raise DataError(
-                f"{self.where} has no field {self._in_words(parts, start, offset)}, which the start "
-                f"{self._in_words(parts, start, None)} needs (offsets {self._offsets_in_words()}); it has {self._extent()}"
+                f"{self.where} has no field {self._in_words(wanted[start], offset)}, which the start "
+                f"{self._in_words(wanted[start], None)} needs (offsets {self._offsets_in_words()}); it has {self._extent()}"
             )
         return rows
 
-    def _coded(self, *parts: np.ndarray) -> np.ndarray:
-        """One number a field, such that offsets are added to it."""
-        if self.about.axis == "time":
-            return parts[0].astype("datetime64[s]").astype(np.int64)
-        step = self.coords["step"].astype(np.int64)
-        apart = 2 * (int(np.ptp(step)) if len(step) else 0) + 2 * max(map(abs, self.about.offsets)) + 1
-        return parts[0].astype(np.int64) * apart + parts[1].astype(np.int64)
-
     def _rows(self, codes: np.ndarray) -> np.ndarray:
         """[n, I]; -1 where a field is not there."""
-        unit = HOUR if self.about.axis == "time" else 1
-        wanted = codes[:, None] + np.array(self.about.offsets, dtype=np.int64) * unit
+        wanted = codes[:, None] + np.array(self.about.offsets, dtype=np.int64) * self._unit
         if not len(self._codes):
             return np.full(wanted.shape, -1)
         place = np.minimum(np.searchsorted(self._codes, wanted, sorter=self._sorted), len(self._codes) - 1)
         rows = self._sorted[place]
         return np.where(self._codes[rows] == wanted, rows, -1)
 
-    def _in_words(self, parts: list[np.ndarray], start: int, offset: int | None) -> str:
+    def _in_words(self, start: np.ndarray, offset: int | None) -> str:
         shift = 0 if offset is None else self.about.offsets[offset]
         if self.about.axis == "time":
-            return str((parts[0][start] + np.timedelta64(shift, "h")).astype("datetime64[m]"))
-        return f"run {parts[0][start]} step {parts[1][start] + shift}"
+            return str((start + np.timedelta64(shift, "h")).astype("datetime64[m]"))
+        return f"run {start[0]} step {start[1] + shift}"
 
     def _offsets_in_words(self) -> str:
         return f"{', '.join(map(str, self.about.offsets))} {'h' if self.about.axis == 'time' else 'steps'}"

@@ -72,9 +72,11 @@ def compare(
     Raises:
         SmoeError: what loading, data and training raise.
     """
+    loaded = [load_recipe(name, list(overrides)) for name in recipes]  # all, before the first trains
     if seconds is not None:
-        return [_within(name, overrides, seconds, resume) for name in recipes]
-    return [_to_the_end(load_recipe(name, list(overrides)), resume, progress) for name in recipes]
+        pairs = zip(recipes, loaded, strict=True)
+        return [_within(name, overrides, RunDirectory.of(recipe), seconds, resume) for name, recipe in pairs]
+    return [_to_the_end(recipe, resume, progress) for recipe in loaded]
 
 
 def _to_the_end(recipe: Recipe, resume: bool, progress: bool) -> Row:
@@ -89,8 +91,7 @@ def _to_the_end(recipe: Recipe, resume: bool, progress: bool) -> Row:
     return Row(recipe.name, parameters, ended.position.step, seconds, scores["test"], str(run.path), ended.reason)
 
 
-def _within(name: str, overrides: Sequence[str], budget: float, resume: bool) -> Row:
-    run = RunDirectory.of(load_recipe(name, list(overrides)))
+def _within(name: str, overrides: Sequence[str], run: RunDirectory, budget: float, resume: bool) -> Row:
     outcome = train_within(name, overrides, run_dir=run.path, seconds=budget, resume=resume)
     steps, seconds = so_far(run)
     ended = "finished" if outcome.finished else "budget spent"

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from smoe_hpc.io.synthetic.heat import make_heat
-from smoe_hpc.jobs.compare import Row, as_json, as_table, compare
+from smoe_hpc.jobs.compare import Row, as_table, compare
 from smoe_hpc.runs.directory import RunDirectory
 from smoe_hpc.text import printable
 
@@ -21,7 +21,6 @@ def run(
     out: Path,
     data: Path,
     recipes: Sequence[str] = RECIPES,
-    json: Path | None = None,
     overrides: Sequence[str] = (),
     console: Console | None = None,
 ) -> list[Row]:
@@ -31,7 +30,6 @@ def run(
         out: folder of the runs, one below it for each recipe; a run that is there is taken up or, if it ended, shown.
         data: folder of the heat data.
         recipes: heat recipes by name or file.
-        json: file for the figures.
         overrides: further changes to all recipes.
         console: where to print; standard output if not given.
 
@@ -53,9 +51,6 @@ def run(
         pictures = RunDirectory(Path(row.run_dir)).pictures
         if pictures.is_dir():
             console.print(printable(f"pictures of {row.recipe}: {pictures}"), soft_wrap=True, markup=False)
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(as_json(rows))
     return rows
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from smoe_hpc.errors import ConfigError
 from smoe_hpc.io.synthetic import heat
 from smoe_hpc.jobs import quickstart
-from smoe_hpc.jobs.compare import Row, as_json, as_table, so_far
+from smoe_hpc.jobs.compare import Row, as_json, as_table, compare, so_far
 from smoe_hpc.runs.directory import RunDirectory
 
 SHORT = ["training.max_steps=6", "training.validate_every=3", "training.batch=8", "training.threads=1"]
@@ -28,7 +28,7 @@ def test_the_quickstart_from_nothing_to_pictures(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(quickstart, "make_heat", small)
     console = Console(file=io.StringIO(), width=200)
-    arguments = {"overrides": SHORT, "console": console, "json": tmp_path / "new" / "figures.json"}
+    arguments = {"overrides": SHORT, "console": console}
     rows = quickstart.run(tmp_path / "runs", tmp_path / "heat", **arguments)
     assert [row.recipe for row in rows] == ["heat_quickstart", "quickstart_conv"]
     assert all(row.steps == 6 and row.seconds > 0 for row in rows)
@@ -37,7 +37,6 @@ def test_the_quickstart_from_nothing_to_pictures(tmp_path: Path, monkeypatch: py
     told = console.file.getvalue()
     assert f"pictures of heat_quickstart: {tmp_path / 'runs' / 'heat_quickstart' / 'pictures'}" in told
     assert (tmp_path / "runs" / "heat_quickstart" / "pictures" / "routing_0.png").exists()
-    assert json.loads((tmp_path / "new" / "figures.json").read_text())[1]["steps"] == 6
     again = quickstart.run(tmp_path / "runs", tmp_path / "heat", **arguments)
     assert again == rows  # what has ended is shown, not trained again
 
@@ -95,3 +94,12 @@ def test_an_unknown_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(quickstart, "make_heat", lambda directory: None)
     with pytest.raises(ConfigError, match="heat_quickstart"):
         quickstart.run(tmp_path, tmp_path, recipes=["heat_quickstrat"])
+
+
+def test_no_recipe_trains_before_all_are_read(tmp_path: Path):
+    """A name that is mistyped is found at once, not after hours of the recipes before it."""
+    heat.make_heat(tmp_path / "heat", runs=(2, 1, 1), grid=(8, 10), steps=20)
+    overrides = [f"data.store={tmp_path / 'heat'}", f"run.root={tmp_path / 'runs'}", *SHORT]
+    with pytest.raises(ConfigError, match="heat_lcn"):
+        compare(["heat_quickstart", "heat_lnc"], overrides)
+    assert not (tmp_path / "runs").exists()
