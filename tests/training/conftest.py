@@ -11,6 +11,8 @@ import pytest
 
 from smoe_hpc.launch.rendezvous import free_port
 
+from .toy_runs import stopped, whole  # noqa: F401
+
 logging.getLogger("c10d-NullHandler-dcp_logger").setLevel(logging.WARNING)  # torch's own diary of each tensor saved
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
