@@ -7,6 +7,7 @@ Dimensions: n starts, I offsets, U distinct fields, C channels, H latitude rows,
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -193,7 +194,9 @@ def open_inputs(data: Any, about: Description) -> Inputs:
         return StoreInputs(data, about)
     if hasattr(data, "data_vars"):
         return DatasetInputs(data, about)
-    return StoreInputs(open_store(data), about)
+    if not isinstance(data, (str, os.PathLike)):
+        raise DataError(f"data is a {type(data).__name__}; give a store, the path of one, or an xarray Dataset")
+    return StoreInputs(open_store(os.fspath(data)), about)
 
 
 def assemble(fields: Tensor, rows: np.ndarray, distinct: np.ndarray, constants: Tensor | None, more: int) -> Tensor:

@@ -77,7 +77,7 @@ def as_starts(starts: Any, about: Description) -> list[Any]:
         if isinstance(starts, (str, np.datetime64, datetime)) or np.ndim(starts) == 0:
             several = [starts]
         try:
-            found: list[Any] = list(np.array([np.datetime64(start, "s") for start in several]))
+            found: list[Any] = [_second(start) for start in several]
         except (ValueError, TypeError) as error:
             raise DataError(f"starts={starts!r}: {error}; give times such as 2017-01-01T00") from None
         if any(np.isnat(start) for start in found):
@@ -92,6 +92,16 @@ def as_starts(starts: Any, about: Description) -> list[Any]:
     if not found:
         raise DataError("no start is given; give one, or leave starts out for all")
     return found
+
+
+def _second(start: Any) -> np.datetime64:
+    """A start as datetime64[s]; ValueError or TypeError where it is no time of whole seconds."""
+    if isinstance(start, (int, float, np.number)):
+        raise TypeError(f"{start!r} is a number")
+    second = np.datetime64(start, "s")
+    if isinstance(start, np.datetime64) and start != second and not np.isnat(start):
+        raise ValueError(f"{start} is no whole second")
+    return second
 
 
 def as_dataset(

@@ -97,7 +97,7 @@ class TrainedModel:
         wanted = inputs.all_starts() if starts is None else labels.as_starts(starts, self.description)
         rows = inputs.rows_of(wanted)
         chosen = self._leads(leads)
-        size = batch or self.recipe.training.batch
+        size = self.recipe.training.batch if batch is None else batch
         if size < 1:
             raise ConfigError(f"batch={size}: give 1 or more")
         labels.import_xarray()

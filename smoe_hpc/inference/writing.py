@@ -84,9 +84,7 @@ def _append_netcdf(path: Path, piece: xarray.Dataset, count: int) -> None:
     """The first piece makes the file, its first dimension without a limit; of others the values are added."""
     along = next(iter(piece.sizes))
     if not count:
-        encoding = _encoding(
-            piece, {"time": {"units": _TIMES, "dtype": "int64", "calendar": "proleptic_gregorian"}}
-        )
+        encoding = _encoding(piece, {"time": {"units": _TIMES, "dtype": "int64", "calendar": "proleptic_gregorian"}})
         piece.to_netcdf(path, engine="h5netcdf", unlimited_dims=[along], encoding=encoding)
         return
     import h5netcdf

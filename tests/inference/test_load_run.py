@@ -236,9 +236,15 @@ def test_data_that_do_not_fit_are_one_error(smoe: Trained, tmp_path: Path, chang
 
 def test_starts_and_leads_that_are_none(smoe: Trained):
     model = load_run(smoe.run)
-    for starts in ("tomorrow", ["2016-01-12", "x"], np.datetime64("NaT")):
+    fraction = np.datetime64("2016-01-12T00:00:00.5")
+    for starts in ("tomorrow", ["2016-01-12", "x"], np.datetime64("NaT"), 5, [1.5], fraction):
         with pytest.raises(DataError, match="give times such as 2017-01-01T00"):
             model.forecast(smoe.store, starts)
+    for data in (None, [smoe.store], 3):
+        with pytest.raises(DataError, match="give a store, the path of one, or an xarray Dataset"):
+            model.forecast(data, "2016-01-12")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="batch=0: give 1 or more"):
+        model.forecast(smoe.store, "2016-01-12", batch=0)
     with pytest.raises(DataError, match="no start is given"):
         model.forecast(smoe.store, [])
     with pytest.raises(ConfigError, match=r"forecasts \(24,\) at once"):
